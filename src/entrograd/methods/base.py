@@ -1,0 +1,149 @@
+"""The contract of a method: a batch of completions in, per-token advantages and a loss out.
+
+Four choices are independent of each other and compose: how reward heads become one reward, how
+credit is given to tokens, how a prompt's update is modulated, and the policy loss with its
+aggregation. A `Method` is a preset of the four; a `Recipe` is what a run really uses, each choice
+taken from the preset or from another method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The completions of one optimiser step, padded on the right.
+
+    B completions, T completion positions, R reward heads. Padding is where `completion_mask` is
+    False; what stands there never matters. Whole groups only: `groups` numbers each completion's
+    group from 0, in any order.
+    """
+
+    completion_mask: Tensor  # [B, T] bool, True = trained on
+    groups: Tensor  # [B] long
+    rewards: Tensor  # [B] float
+    old_logprobs: Tensor  # [B, T] nats, the sampling policy by the trainer's own forward
+    entropies: Tensor | None = None  # [B, T] nats, of the sampling policy
+    cluster_ids: Tensor | None = None  # [B] long, equal within a group = same answer
+    sampling_logprobs: Tensor | None = None  # [B, T] nats, as the engine reported them
+    ref_logprobs: Tensor | None = None  # [B, T] nats, of a reference policy
+    reward_heads: Tensor | None = None  # [B, R] each in [0, 1]
+    segment_ids: Tensor | None = None  # [B, T] long
+    head_names: tuple[str, ...] = ()  # names of the R heads
+    names: tuple[str, ...] = ()  # [B] prompt ids, for messages
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] number of trained tokens of each completion."""
+        return self.completion_mask.sum(-1)
+
+    def select(self, rows: Tensor) -> Batch:
+        """The completions at `rows` (long indexes), in that order."""
+        chosen: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                chosen[item.name] = value[rows]
+        if self.names:
+            chosen["names"] = tuple(self.names[int(row)] for row in rows)
+        return replace(self, **chosen)
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """Counts over the *whole* optimiser batch, whatever the micro-batch: what a loss divides by."""
+
+    tokens: float  # trained tokens
+    completions: float  # completions
+    max_length: float  # the constant L of Dr.GRPO: the longest completion sampling allows
+
+
+def denominators(batch: Batch, max_length: int) -> Denominators:
+    """Count a whole optimiser batch."""
+    return Denominators(
+        tokens=float(batch.completion_mask.sum()),
+        completions=float(batch.completion_mask.shape[0]),
+        max_length=float(max_length),
+    )
+
+
+Rewards = Callable[[Batch, Any], Tensor]
+Advantages = Callable[[Batch, Any], Tensor]
+Modulation = Callable[[Batch, Any], Tensor]
+PolicyLoss = Callable[[Tensor, Tensor, Batch, Any], Tensor]
+Aggregate = Callable[[Tensor, Tensor, Denominators], Tensor]
+
+
+def single_reward(batch: Batch, params: Any) -> Tensor:  # noqa: ARG001 - the contract's shape
+    """[B] the reward as it was graded."""
+    return batch.rewards
+
+
+def no_modulation(batch: Batch, params: Any) -> Tensor:  # noqa: ARG001 - the contract's shape
+    """[B] multiplier 1."""
+    return torch.ones_like(batch.rewards)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preset of the four choices.
+
+    params: a frozen dataclass, the paper's defaults, each field documented with its equation.
+    needs: annotated columns it reads, checked before anything runs.
+    advantages: (Batch, params) -> [B, T], detached; credit alone, before modulation.
+    policy_loss: (logprobs [B, T], advantages [B, T], Batch, params) -> [B, T].
+    aggregate: (loss [B, T], mask [B, T], Denominators) -> scalar; a sum over micro-batches of
+        what it returns is the loss of the whole batch.
+    compose_rewards: (Batch, params) -> [B].
+    modulate: (Batch, params) -> [B], the factor of each completion's advantages.
+    """
+
+    name: str
+    params: type
+    needs: frozenset[str]
+    advantages: Advantages
+    policy_loss: PolicyLoss
+    aggregate: Aggregate
+    compose_rewards: Rewards = single_reward
+    modulate: Modulation = no_modulation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run uses: for each choice the method it is taken from, and every method's params."""
+
+    name: str
+    reward: Method
+    credit: Method
+    modulation: Method
+    loss: Method
+    params: Mapping[str, Any] = field(default_factory=dict)  # method name -> its dataclass
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The annotated columns the four choices read."""
+        chosen = (self.reward, self.credit, self.modulation, self.loss)
+        return frozenset().union(*(method.needs for method in chosen))
+
+    def advantages(self, batch: Batch) -> Tensor:
+        """[B, T] per-token advantages, detached, zero at padding; `batch` is a whole step's."""
+        with torch.no_grad():
+            rewards = self.reward.compose_rewards(batch, self.params[self.reward.name])
+            batch = replace(batch, rewards=rewards)
+            credit = self.credit.advantages(batch, self.params[self.credit.name])
+            factor = self.modulation.modulate(batch, self.params[self.modulation.name])
+            return credit * factor[:, None] * batch.completion_mask
+
+    def policy_loss(self, logprobs: Tensor, advantages: Tensor, batch: Batch) -> Tensor:
+        """[B, T] loss of each token; `batch` may be a micro-batch."""
+        return self.loss.policy_loss(logprobs, advantages, batch, self.params[self.loss.name])
+
+    def aggregate(self, loss: Tensor, mask: Tensor, counts: Denominators) -> Tensor:
+        """The scalar to differentiate."""
+        return self.loss.aggregate(loss, mask, counts)

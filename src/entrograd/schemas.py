@@ -1,0 +1,143 @@
+"""The Arrow schema of every table and what reading one guarantees.
+
+Files are Parquet (zstd) with the schema's name and version, and the provenance of the table, in
+the file's metadata. Plain pyarrow, DuckDB, Polars and `datasets` read them as they are.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from entrograd.errors import InputError
+
+VERSION = "1"
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int32(), pa.float32()
+_MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
+
+# split: train | heldout. Exactly one of messages (chat) and prompt_text (raw text) is set.
+PROMPTS = pa.schema(
+    [
+        pa.field("prompt_id", _TEXT, nullable=False),
+        pa.field("source", _TEXT, nullable=False),
+        pa.field("split", _TEXT, nullable=False),
+        pa.field("problem", _TEXT, nullable=False),
+        pa.field("answers", pa.list_(_TEXT), nullable=False),
+        pa.field("level", _TEXT),
+        pa.field("messages", _MESSAGES),
+        pa.field("prompt_text", _TEXT),
+    ]
+)
+
+# Rows prepare turned away: where they stood, why, and their text.
+REJECTS = pa.schema(
+    [
+        pa.field("source", _TEXT, nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("reason", _TEXT, nullable=False),
+        pa.field("content", _TEXT),
+    ]
+)
+
+# finish_reason: stop | length. policy_version: hash of the weights that sampled.
+ROLLOUTS = pa.schema(
+    [
+        pa.field("prompt_id", _TEXT, nullable=False),
+        pa.field("sample_index", _INT, nullable=False),
+        pa.field("prompt_ids", pa.list_(_INT), nullable=False),
+        pa.field("completion_ids", pa.list_(_INT), nullable=False),
+        pa.field("completion_text", _TEXT, nullable=False),
+        pa.field("sampling_logprobs", pa.list_(_FLOAT)),
+        pa.field("finish_reason", _TEXT, nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("policy_version", _TEXT, nullable=False),
+    ]
+)
+
+# reward_status: ok | no_answer | timeout | truncated | error. Logprobs and entropies (nats) have
+# one value a completion token; cluster_id is numbered within its group.
+ANNOTATED = pa.schema(
+    [
+        *ROLLOUTS,
+        pa.field("answer", _TEXT),
+        pa.field("reward", _FLOAT, nullable=False),
+        pa.field("reward_status", _TEXT, nullable=False),
+        pa.field("reward_heads", pa.list_(pa.struct([("name", _TEXT), ("value", _FLOAT)]))),
+        pa.field("old_logprobs", pa.list_(_FLOAT), nullable=False),
+        pa.field("entropies", pa.list_(_FLOAT), nullable=False),
+        pa.field("segment_ids", pa.list_(_INT)),
+        pa.field("cluster_id", _INT, nullable=False),
+    ]
+)
+
+# One row a prompt: the group's statistics. Semantic entropies in nats (methods.md, section 1).
+GROUPS = pa.schema(
+    [
+        pa.field("prompt_id", _TEXT, nullable=False),
+        pa.field("completions", _INT, nullable=False),
+        pa.field("mean_reward", _FLOAT, nullable=False),
+        pa.field("clusters", _INT, nullable=False),
+        pa.field("semantic_entropy_rao", _FLOAT, nullable=False),
+        pa.field("semantic_entropy_discrete", _FLOAT, nullable=False),
+        pa.field("semantic_entropy_paper", _FLOAT, nullable=False),
+        pa.field("mean_token_entropy", _FLOAT, nullable=False),
+    ]
+)
+
+# One graded completion of an evaluation, kept so that every score can be looked into.
+SAMPLES = pa.schema(
+    [
+        pa.field("model", _TEXT, nullable=False),
+        pa.field("benchmark", _TEXT, nullable=False),
+        pa.field("problem_id", _TEXT, nullable=False),
+        pa.field("sample_index", _INT, nullable=False),
+        pa.field("problem", _TEXT, nullable=False),
+        pa.field("answers", pa.list_(_TEXT), nullable=False),
+        pa.field("completion_text", _TEXT, nullable=False),
+        pa.field("answer", _TEXT),
+        pa.field("reward", _FLOAT, nullable=False),
+        pa.field("reward_status", _TEXT, nullable=False),
+        pa.field("finish_reason", _TEXT, nullable=False),
+    ]
+)
+
+TABLES = {
+    "prompts": PROMPTS,
+    "rejects": REJECTS,
+    "rollouts": ROLLOUTS,
+    "annotated": ANNOTATED,
+    "groups": GROUPS,
+    "samples": SAMPLES,
+}
+
+
+def validate(table: pa.Table, name: str, where: str) -> pa.Table:
+    """`table` with exactly the columns of schema `name`, in order and type.
+
+    Columns beyond the schema are dropped, absent nullable ones are filled with nulls; integer
+    and float widths are cast where no value changes. InputError names the file (`where`), the
+    column, and for a bad value its row.
+    """
+    schema, columns = TABLES[name], []
+    for field in schema:
+        if field.name not in table.column_names:
+            if not field.nullable:
+                raise InputError(
+                    f"{where}: column {field.name} ({field.type}) is missing; a {name} table has "
+                    f"{', '.join(schema.names)}"
+                )
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table.column(field.name)
+        if column.type != field.type:
+            try:
+                column = column.cast(field.type)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise InputError(
+                    f"{where}: column {field.name} is {column.type}, expected {field.type}: {error}"
+                ) from None
+        if not field.nullable and column.null_count:
+            row = column.is_null().to_pylist().index(True)
+            raise InputError(f"{where}: row {row}: {field.name} is null; give it a value")
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,189 @@
+"""What every stage shares: arguments, its sections of params.yaml, logs, seeds, resume state, the
+run manifest beside each output, timings, and errors as one sentence.
+
+A stage script names its inputs, outputs and sections and hands over one function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from entrograd import io, params
+from entrograd.errors import InputError
+
+log = logging.getLogger("entrograd")
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+PACKAGES = ("entrograd", "torch", "transformers", "tokenizers", "pyarrow", "math-verify", "numpy")
+TIMINGS = Path("results/timings.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage's function gets. `paths` holds every input and output by name; `resume` is a
+    folder for unfinished work, kept until the stage succeeds."""
+
+    params: params.Params
+    paths: SimpleNamespace
+    resume: Path
+    options: SimpleNamespace
+
+
+def run_stage(
+    name: str,
+    work: Callable[[Run], str],
+    *,
+    doc: str | None,
+    sections: tuple[str, ...],
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
+    argv: list[str] | None = None,
+) -> int:
+    """Parse arguments, check everything that can be checked, run `work`, say one line.
+
+    Args:
+        name: the stage, as in dvc.yaml.
+        work: the library call; returns the one-line result.
+        doc: the stage's help text.
+        sections: the sections of params.yaml it reads; they key its resume state.
+        inputs, outputs: argument name -> default path.
+
+    Returns the exit code: 0, or 2 after a one-sentence error.
+    """
+    _die_with_parent()
+    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    for noisy in ("httpx", "py.warnings", "latex2sympy2_extended.math_normalization"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    arguments = _parser(name, doc, inputs, outputs).parse_args(argv)
+    start = time.monotonic()
+    try:
+        all_params = params.read(arguments.params)
+        paths = {key: Path(getattr(arguments, key)) for key in (*inputs, *outputs)}
+        for key in inputs:
+            if not paths[key].exists():
+                raise InputError(
+                    f"{paths[key]}: no such file or folder (--{key.replace('_', '-')})"
+                )
+        for key in outputs:
+            _check_writable(paths[key])
+        chosen = {section: getattr(all_params, section).model_dump() for section in sections}
+        hashes = {str(paths[key]): io.sha256(paths[key]) for key in inputs}
+        key = io.text_hash(
+            name,
+            json.dumps(chosen, sort_keys=True, default=str),
+            *hashes.values(),
+            io.code_hash(),
+        )
+        resume = Path(arguments.work) / f"{name}-{key[:16]}"
+        resume.mkdir(parents=True, exist_ok=True)
+        result = work(Run(all_params, SimpleNamespace(**paths), resume, SimpleNamespace()))
+        for key in outputs:
+            _write_run_manifest(name, paths[key], chosen, hashes)
+        shutil.rmtree(resume, ignore_errors=True)
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    seconds = time.monotonic() - start
+    if arguments.timings:
+        _write_timing(Path(arguments.timings), name, seconds)
+    print(f"{name}: {result} ({seconds:.1f} s)")
+    return 0
+
+
+def _parser(
+    name: str, doc: str | None, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python stages/{name}.py",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for kind, paths in (("input", inputs), ("output", outputs)):
+        for key, default in paths.items():
+            flag = f"--{key.replace('_', '-')}"
+            parser.add_argument(
+                flag, default=default, metavar="PATH", help=f"{kind} (default: {default})"
+            )
+    parser.add_argument("--params", default="params.yaml", help="parameters (params.yaml)")
+    parser.add_argument(
+        "--work", default=".entrograd/resume", help="unfinished work (.entrograd/resume)"
+    )
+    parser.add_argument(
+        "--timings", default=str(TIMINGS), help="seconds a stage are added here ('' for nowhere)"
+    )
+    return parser
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies: a killed pipeline leaves no orphan."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+
+
+def _check_writable(path: Path) -> None:
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: cannot be written: {folder} is not a writable folder")
+
+
+def _write_run_manifest(
+    name: str, output: Path, chosen: Mapping[str, Any], inputs: Mapping[str, str]
+) -> None:
+    """`OUTPUT.run.json`: what made this output. Beside it, not in it: the commit and the machine
+    differ between runs whose outputs are equal."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    manifest = {
+        "stage": name,
+        "output_sha256": io.sha256(output),
+        "inputs": dict(inputs),
+        "params": json.loads(json.dumps(dict(chosen), default=str)),
+        "git": commit.stdout.strip() or None,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+    io.write_json(output.with_name(output.name + ".run.json"), manifest)
+
+
+def _write_timing(path: Path, name: str, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as lock:  # two stages may end at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = io.read_json(path) if path.exists() else {}
+        io.write_json(path, {**known, name: round(seconds, 2)})
