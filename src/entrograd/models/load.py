@@ -1,0 +1,86 @@
+"""Load and save models in the Hugging Face layout: safetensors, no foreign code, no network."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from entrograd import io
+from entrograd.errors import InputError
+
+log = logging.getLogger("entrograd")
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the first GPU where there is one; InputError where a named GPU is absent."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device}: this machine shows no GPU; use cpu or auto")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it fast, else float32.
+
+    A GPU of compute capability 8 or a CPU with AMX does; a CPU without runs bfloat16 products
+    several times slower than float32.
+    """
+    if dtype != "auto":
+        return torch.float32 if dtype == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_model(path: Path | str, dtype: str, device: str) -> Any:
+    """The causal language model in folder `path`, in evaluation mode."""
+    _check_folder(path)
+    place = resolve_device(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path), dtype=resolve_dtype(dtype, place), local_files_only=True, use_safetensors=True
+    )
+    return model.to(place).eval()
+
+
+def load_tokenizer(path: Path | str) -> Any:
+    """The tokenizer in folder `path`."""
+    _check_folder(path)
+    return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+
+
+def save(model: Any, tokenizer: Any, path: Path | str) -> None:
+    """Write weights (safetensors) and tokenizer to folder `path`, whole or not at all."""
+    with io.atomic_folder(path) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        for file in folder.iterdir():
+            file.chmod(0o644)
+
+
+def policy_version(model: Any) -> str:
+    """The first 16 hex digits of the sha256 of all weights, by name, in the dtype they are in."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\0".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def context_length(model: Any) -> int:
+    """How many tokens prompt and completion may have together."""
+    return int(model.config.max_position_embeddings)
+
+
+def _check_folder(path: Path | str) -> None:
+    if not (Path(path) / "config.json").is_file():
+        raise InputError(
+            f"{path}: no config.json: not a model folder; stage base_model writes one"
+        )
