@@ -1,0 +1,216 @@
+"""One forward pass for scoring and training: each prompt is computed once and shared.
+
+What all prompts of a call have in common is computed once for all of them, the rest of each prompt
+once, and the completions attend to both through the key-value cache. Gradients flow back through
+the cache into the prompt's states, so the result is that of the plain forward of every sequence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from entrograd.errors import InputError
+from entrograd.numerics.logprobs import logprobs_and_entropies
+
+Tokens = Sequence[int]
+
+
+def completion_logprobs(
+    model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy of every completion token under the model.
+
+    Args:
+        model: a causal language model of transformers.
+        prompts: B prompts of one token or more; equal ones are computed once.
+        completions: B completions of one token or more.
+        temperature: divides the logits.
+
+    Returns:
+        logprobs [N] (differentiable in the model's weights) and entropies [N] (detached), in
+        nats, N the completions' tokens one after another.
+    """
+    targets = _long([token for completion in completions for token in completion], model.device)
+    head = output_head(model)
+    if shares_prompts(model):
+        hidden = _shared_hidden(model, prompts, completions)
+    else:
+        hidden = _plain_hidden(model, prompts, completions)
+    return logprobs_and_entropies(hidden, head, targets, temperature)
+
+
+def score(
+    model: Any,
+    prompts: Sequence[Tokens],
+    completions: Sequence[Tokens],
+    temperature: float,
+    token_budget: int,
+) -> list[tuple[list[float], list[float]]]:
+    """(logprobs, entropies) of each completion, in nats, without gradients.
+
+    `token_budget` bounds the tokens of one forward pass (padding included). The order of the
+    result is that of the arguments.
+    """
+    result: list[tuple[list[float], list[float]]] = [([], [])] * len(prompts)
+    with torch.inference_mode():
+        for rows in batches(prompts, completions, token_budget):
+            logprobs, entropies = completion_logprobs(
+                model, [prompts[i] for i in rows], [completions[i] for i in rows], temperature
+            )
+            lengths = [len(completions[i]) for i in rows]
+            parts = zip(logprobs.split(lengths), entropies.split(lengths), strict=True)
+            for row, (a, b) in zip(rows, parts, strict=True):
+                result[row] = a.tolist(), b.tolist()
+    return result
+
+
+def batches(
+    prompts: Sequence[Tokens], completions: Sequence[Tokens], token_budget: int
+) -> Iterator[list[int]]:
+    """Rows in batches of at most `token_budget` tokens; equal prompts stay together, and batches
+    hold completions of similar length. A single row over the budget is a batch of its own."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt), []).append(row)
+    longest = {key: max(len(completions[i]) for i in rows) for key, rows in groups.items()}
+    batch: list[int] = []
+    widest_prompt = widest_completion = count = 0
+    for key, rows in sorted(groups.items(), key=lambda item: (longest[item[0]], item[1][0])):
+        for row in rows:
+            new = row == rows[0] or not batch
+            prompt = max(widest_prompt, len(key))
+            completion = max(widest_completion, len(completions[row]))
+            cost = (count + new) * prompt + (len(batch) + 1) * completion
+            if batch and cost > token_budget:
+                yield batch
+                batch, count, new = [], 0, True
+                prompt, completion = len(key), len(completions[row])
+            batch.append(row)
+            count += new
+            widest_prompt, widest_completion = prompt, completion
+    if batch:
+        yield batch
+
+
+def output_head(model: Any) -> Tensor:
+    """[V, D] output weights; InputError for heads that are more than a matrix."""
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    if getattr(head, "bias", None) is not None or getattr(config, "final_logit_softcapping", None):
+        raise InputError(
+            f"{config.model_type}: an output head with a bias or soft-capped logits is not "
+            "supported; use a model with a plain linear head"
+        )
+    weight: Tensor = head.weight
+    return weight
+
+
+def shares_prompts(model: Any) -> bool:
+    """Whether the model's attention lets completions attend to a padded, cached prompt: full
+    attention in every layer does, sliding windows and recurrent states do not."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    return all(kind == "full_attention" for kind in kinds)
+
+
+def common_prefix(prompts: Sequence[Tokens]) -> int:
+    """How many leading tokens all prompts share, at most one less than the shortest has."""
+    first, last = min(prompts), max(prompts)
+    shared = len(os.path.commonprefix([list(first), list(last)]))
+    return min(shared, min(len(prompt) for prompt in prompts) - 1)
+
+
+class Prefix:
+    """Computed prompts: their key-value cache, one row a prompt, the states at their last tokens
+    and which cached positions are real. Filled by `compute_prefix`."""
+
+    def __init__(self, cache: Any, last: Tensor, mask: Tensor, lengths: Tensor) -> None:
+        self.cache = cache
+        self.last = last  # [Q, D] state at each prompt's last token
+        self.mask = mask  # [Q, P] bool, False at padding
+        self.lengths = lengths  # [Q] prompt lengths
+
+    def select(self, rows: Tensor) -> Prefix:
+        """The prompts at `rows`, repeats allowed; the cache is taken over, not copied."""
+        self.cache.batch_select_indices(rows)
+        return Prefix(self.cache, self.last[rows], self.mask[rows], self.lengths[rows])
+
+
+def compute_prefix(model: Any, prompts: Sequence[Tokens]) -> Prefix:
+    """The shared beginning of all prompts once, then each prompt's rest, padded on the right."""
+    device, decoder = model.device, model.get_decoder()
+    shared = common_prefix(prompts)
+    cache = DynamicCache()
+    if shared:
+        ids = _long([list(prompts[0][:shared])], device)
+        decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
+    rests = [prompt[shared:] for prompt in prompts]
+    ids, mask = pad(rests, device)
+    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], -1)
+    positions = shared + torch.arange(ids.shape[1], device=device).expand_as(ids)
+    states = decoder(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    lengths = mask.sum(-1)
+    last = states[torch.arange(len(prompts), device=device), lengths - shared - 1]
+    return Prefix(cache, last, mask, lengths)
+
+
+def pad(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
+    """ids [B, T] (0 at padding, on the right) and mask [B, T] bool."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = _long([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], device)
+    lengths = _long([len(sequence) for sequence in sequences], device)
+    return ids, torch.arange(width, device=device) < lengths[:, None]
+
+
+def _shared_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Tensor:
+    """[N, D] the states that predict each completion token, prompts computed once."""
+    device = model.device
+    unique = {tuple(prompt): None for prompt in prompts}
+    index = {prompt: i for i, prompt in enumerate(unique)}
+    rows = _long([index[tuple(prompt)] for prompt in prompts], device)
+    prefix = compute_prefix(model, list(unique))
+    last = prefix.last[rows][:, None]
+    if max(len(completion) for completion in completions) == 1:
+        return last[:, 0]
+    prefix = prefix.select(rows)
+    ids, _ = pad([completion[:-1] for completion in completions], device)
+    inputs = torch.ones_like(ids, dtype=torch.bool)  # causal: padding on the right is never seen
+    positions = prefix.lengths[:, None] + torch.arange(ids.shape[1], device=device)
+    states = model.get_decoder()(
+        input_ids=ids,
+        attention_mask=torch.cat([prefix.mask, inputs], -1).long(),
+        position_ids=positions,
+        past_key_values=prefix.cache,
+        use_cache=True,
+    ).last_hidden_state
+    _, mask = pad(completions, device)
+    return torch.cat([last, states], 1)[mask]
+
+
+def _plain_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Tensor:
+    """[N, D] the same from the forward of every whole sequence."""
+    sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+    ids, mask = pad([sequence[:-1] for sequence in sequences], model.device)
+    states = model.get_decoder()(
+        input_ids=ids, attention_mask=mask.long(), use_cache=False
+    ).last_hidden_state
+    position = torch.arange(ids.shape[1], device=model.device)
+    starts = _long([len(prompt) - 1 for prompt in prompts], model.device)
+    hidden: Tensor = states[mask & (position >= starts[:, None])]
+    return hidden
+
+
+def _long(values: Any, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long, device=device)

@@ -1,0 +1,131 @@
+"""Token log-probabilities and entropies straight from hidden states: logits live one tile at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOKEN_TILE = 1024
+VOCABULARY_TILE = 8192
+
+
+def logprobs_and_entropies(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    *,
+    token_tile: int = TOKEN_TILE,
+    vocabulary_tile: int = VOCABULARY_TILE,
+) -> tuple[Tensor, Tensor]:
+    """`log pi(target)` and the entropy of `pi = softmax(hidden @ head.T / temperature)`.
+
+    With z the scaled logits and L = logsumexp(z): log pi = z_target - L and, in nats,
+    H = L - sum_v softmax(z)_v z_v (methods.md, notation). The vocabulary is walked in tiles with a
+    running maximum, so the extra memory is that of two (token_tile x vocabulary_tile) float32
+    tiles, forward and backward; the backward pass computes each tile again.
+
+    Args:
+        hidden: [N, D] states at the positions that predict `targets`; float32, float64 or bfloat16
+            (products are accumulated in float32, or float64 for float64 input).
+        head: [V, D] output weights.
+        targets: [N] long token ids.
+        temperature: divides the logits; > 0.
+
+    Returns:
+        logprobs [N], differentiable in `hidden` and `head`; entropies [N], detached. Both in nats,
+        float32 (float64 for float64 input).
+    """
+    assert temperature > 0 and hidden.shape[-1] == head.shape[-1]
+    logprobs, entropies = _TiledHead.apply(
+        hidden, head, targets, temperature, token_tile, vocabulary_tile
+    )
+    return logprobs, entropies
+
+
+def _precision(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+class _TiledHead(torch.autograd.Function):
+    """Forward keeps the normaliser of each token; backward recomputes the softmax tile by tile."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        temperature: float,
+        token_tile: int,
+        vocabulary_tile: int,
+    ) -> tuple[Tensor, Tensor]:
+        precision = _precision(hidden)
+        normaliser = torch.empty(len(hidden), dtype=precision, device=hidden.device)
+        logprobs, entropies = torch.empty_like(normaliser), torch.empty_like(normaliser)
+        for start in range(0, len(hidden), token_tile):
+            rows = slice(start, start + token_tile)
+            maximum = torch.full_like(normaliser[rows], -torch.inf)
+            total, weighted = torch.zeros_like(maximum), torch.zeros_like(maximum)
+            target_logit = torch.zeros_like(maximum)
+            for low in range(0, len(head), vocabulary_tile):
+                tile = _logits(hidden[rows], head[low : low + vocabulary_tile], temperature)
+                top = torch.maximum(maximum, tile.amax(-1))
+                inside = (targets[rows] >= low) & (targets[rows] < low + vocabulary_tile)
+                column = (targets[rows] - low).clamp(0, tile.shape[-1] - 1)
+                picked = tile.gather(-1, column[:, None])[:, 0]
+                target_logit = torch.where(inside, picked, target_logit)
+                # sums are kept relative to the running maximum: sum e^(z-m) and sum e^(z-m)(z-m)
+                shift = maximum - top
+                scale = shift.exp()
+                carried = torch.where(total > 0, weighted + total * shift, weighted)
+                tile -= top[:, None]
+                exponent = tile.exp()
+                total = total * scale + exponent.sum(-1)
+                weighted = torch.where(scale > 0, carried * scale, torch.zeros_like(carried))
+                weighted += exponent.mul_(tile).sum(-1)
+                maximum = top
+            log_total = total.log()
+            normaliser[rows] = maximum + log_total
+            logprobs[rows] = target_logit - normaliser[rows]
+            entropies[rows] = log_total - weighted / total
+        ctx.save_for_backward(hidden, head, targets, normaliser)
+        ctx.settings = temperature, token_tile, vocabulary_tile
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, head, targets, normaliser = ctx.saved_tensors
+        temperature, token_tile, vocabulary_tile = ctx.settings
+        precision = _precision(hidden)
+        grad_hidden = torch.zeros(hidden.shape, dtype=precision, device=hidden.device)
+        grad_head = torch.zeros(head.shape, dtype=precision, device=head.device)
+        for start in range(0, len(hidden), token_tile):
+            rows = slice(start, start + token_tile)
+            weight = (grad[rows] / temperature)[:, None]
+            for low in range(0, len(head), vocabulary_tile):
+                columns = slice(low, low + vocabulary_tile)
+                # d logprob / d z = onehot(target) - softmax(z)
+                tile = _logits(hidden[rows], head[columns], temperature)
+                tile.sub_(normaliser[rows][:, None]).exp_().mul_(-weight)
+                inside = (targets[rows] >= low) & (targets[rows] < low + vocabulary_tile)
+                column = (targets[rows] - low).clamp(0, tile.shape[-1] - 1)[:, None]
+                tile.scatter_add_(-1, column, weight * inside[:, None])
+                tile = tile.to(hidden.dtype)
+                grad_hidden[rows] += tile @ head[columns]
+                grad_head[columns] += tile.T @ hidden[rows]
+        return (
+            grad_hidden.to(hidden.dtype),
+            grad_head.to(head.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    return (hidden @ head.T).to(_precision(hidden)).div_(temperature)
