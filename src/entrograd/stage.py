@@ -13,12 +13,13 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,8 +44,9 @@ TIMINGS = Path("results/timings.json")
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage's function gets. `paths` holds every input and output by name; `resume` is a
-    folder for unfinished work, kept until the stage succeeds."""
+    """What a stage's function gets. `paths` holds every input and output by name: a Path, a dict
+    name -> Path where the input is a set of named paths, None where an optional input is absent.
+    `resume` is a folder for unfinished work, kept until the stage succeeds."""
 
     params: params.Params
     paths: SimpleNamespace
@@ -58,8 +60,9 @@ def run_stage(
     *,
     doc: str | None,
     sections: tuple[str, ...],
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, str | Mapping[str, str]],
     outputs: Mapping[str, str],
+    optional: Collection[str] = (),
     argv: list[str] | None = None,
 ) -> int:
     """Parse arguments, check everything that can be checked, run `work`, say one line.
@@ -69,7 +72,9 @@ def run_stage(
         work: the library call; returns the one-line result.
         doc: the stage's help text.
         sections: the sections of params.yaml it reads; they key its resume state.
-        inputs, outputs: argument name -> default path.
+        inputs, outputs: argument name -> default path. An input whose default is a mapping
+            name -> path is given as NAME=PATH, any number of times.
+        optional: inputs that may be absent: '' is none, and so is a default that does not exist.
 
     Returns the exit code: 0, or 2 after a one-sentence error.
     """
@@ -79,31 +84,35 @@ def run_stage(
     logging.captureWarnings(True)
     for noisy in ("httpx", "py.warnings", "latex2sympy2_extended.math_normalization"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    arguments = _parser(name, doc, inputs, outputs).parse_args(argv)
+    arguments = _parser(name, doc, inputs, outputs, optional).parse_args(argv)
     start = time.monotonic()
     try:
         all_params = params.read(arguments.params)
-        paths = {key: Path(getattr(arguments, key)) for key in (*inputs, *outputs)}
-        for key in inputs:
-            if not paths[key].exists():
-                raise InputError(
-                    f"{paths[key]}: no such file or folder (--{key.replace('_', '-')})"
-                )
-        for key in outputs:
-            _check_writable(paths[key])
+        given = {
+            key: _input(key, getattr(arguments, key), default, key in optional)
+            for key, default in inputs.items()
+        }
+        written = {key: Path(getattr(arguments, key)) for key in outputs}
+        for path in written.values():
+            _check_writable(path)
         chosen = {section: getattr(all_params, section).model_dump() for section in sections}
-        hashes = {str(paths[key]): io.sha256(paths[key]) for key in inputs}
+        hashes = {str(path): io.sha256(path) for value in given.values() for path in _files(value)}
+        roles = {
+            key: list(value) if isinstance(value, dict) else value is not None
+            for key, value in given.items()
+        }
         key = io.text_hash(
             name,
-            json.dumps(chosen, sort_keys=True, default=str),
+            json.dumps([chosen, roles], sort_keys=True, default=str),
             *hashes.values(),
             io.code_hash(),
         )
         resume = Path(arguments.work) / f"{name}-{key[:16]}"
         resume.mkdir(parents=True, exist_ok=True)
-        result = work(Run(all_params, SimpleNamespace(**paths), resume, SimpleNamespace()))
-        for key in outputs:
-            _write_run_manifest(name, paths[key], chosen, hashes)
+        paths = SimpleNamespace(**given, **written)
+        result = work(Run(all_params, paths, resume, SimpleNamespace()))
+        for path in written.values():
+            _write_run_manifest(name, path, chosen, hashes)
         shutil.rmtree(resume, ignore_errors=True)
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
@@ -115,19 +124,67 @@ def run_stage(
     return 0
 
 
+def _input(
+    key: str, value: str | list[str] | None, default: str | Mapping[str, str], optional: bool
+) -> Path | dict[str, Path] | None:
+    """The path or named paths an input argument stands for; InputError where one is absent."""
+    flag = f"--{key.replace('_', '-')}"
+    if isinstance(value, str):
+        path = Path(value)
+        if optional and (not value or (value == default and not path.exists())):
+            log.info("no %s: going on without it (%s)", value or key, flag)
+            return None
+        if not value or not path.exists():
+            raise InputError(f"{value or flag}: no such file or folder ({flag})")
+        return path
+    assert not isinstance(default, str)
+    named = {name: Path(path) for name, path in default.items()} if value is None else {}
+    for item in value or ():
+        name, equals, path_text = item.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9._-]+", name) or not path_text:
+            raise InputError(f"{flag} {item}: expected NAME=PATH, the name of A-Z a-z 0-9 . _ -")
+        if name in named:
+            raise InputError(f"{flag} {item}: {name} is named twice; names must differ")
+        named[name] = Path(path_text)
+    for name, path in named.items():
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder ({flag} {name}={path})")
+    return named
+
+
+def _files(value: Path | dict[str, Path] | None) -> list[Path]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return [] if value is None else [value]
+
+
 def _parser(
-    name: str, doc: str | None, inputs: Mapping[str, str], outputs: Mapping[str, str]
+    name: str,
+    doc: str | None,
+    inputs: Mapping[str, str | Mapping[str, str]],
+    outputs: Mapping[str, str],
+    optional: Collection[str],
 ) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python stages/{name}.py",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for kind, paths in (("input", inputs), ("output", outputs)):
-        for key, default in paths.items():
-            flag = f"--{key.replace('_', '-')}"
+    for key, default in (*inputs.items(), *outputs.items()):
+        flag = f"--{key.replace('_', '-')}"
+        kind = "output" if key in outputs else "input"
+        if isinstance(default, str):
+            note = "; may be absent, '' for none" if key in optional else ""
             parser.add_argument(
-                flag, default=default, metavar="PATH", help=f"{kind} (default: {default})"
+                flag, default=default, metavar="PATH", help=f"{kind} (default: {default}{note})"
+            )
+        else:
+            known = ", ".join(f"{name}={path}" for name, path in default.items())
+            parser.add_argument(
+                flag,
+                action="append",
+                metavar="NAME=PATH",
+                help=f"{kind}, as often as needed (default: {known})",
             )
     parser.add_argument("--params", default="params.yaml", help="parameters (params.yaml)")
     parser.add_argument(
