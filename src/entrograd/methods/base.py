@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entrograd.errors import InputError
+from entrograd.numerics import masked
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,11 +40,25 @@ class Batch:
     segment_ids: Tensor | None = None  # [B, T] long
     head_names: tuple[str, ...] = ()  # names of the R heads
     names: tuple[str, ...] = ()  # [B] prompt ids, for messages
+    answered: Tensor | None = None  # [B] bool, False = the completion holds no answer
+    graded_rewards: Tensor | None = None  # [B] as graded, where `rewards` are composed ones
 
     @property
     def lengths(self) -> Tensor:
         """[B] number of trained tokens of each completion."""
         return self.completion_mask.sum(-1)
+
+    @property
+    def correct(self) -> Tensor:
+        """[B] bool: the graded reward is above 0."""
+        return (self.rewards if self.graded_rewards is None else self.graded_rewards) > 0
+
+    def require(self, column: str) -> Tensor:
+        """The optional column; InputError where this batch does not carry it."""
+        value = getattr(self, column)
+        if not isinstance(value, Tensor):
+            raise InputError(f"the method reads {column}, which these completions do not have")
+        return value
 
     def select(self, rows: Tensor) -> Batch:
         """The completions at `rows` (long indexes), in that order."""
@@ -73,6 +90,37 @@ def denominators(batch: Batch, max_length: int) -> Denominators:
     )
 
 
+TOKEN_COLUMNS = ("old_logprobs", "entropies", "sampling_logprobs", "ref_logprobs")
+COMPLETION_COLUMNS = ("rewards", "reward_heads")
+
+
+def check_finite(batch: Batch, logprobs: Tensor | None = None) -> None:
+    """Every value at a trained position is a finite number.
+
+    Args:
+        batch: any columns; those it does not carry are skipped.
+        logprobs: [B, T] nats, of the current policy.
+
+    Raises:
+        InputError: names the prompt, the row, the column and the token of the first bad value.
+    """
+    columns = {name: getattr(batch, name) for name in TOKEN_COLUMNS + COMPLETION_COLUMNS}
+    for name, values in {**columns, "logprobs": logprobs}.items():
+        if values is None:
+            continue
+        bad = ~torch.isfinite(values)
+        if name not in COMPLETION_COLUMNS:
+            bad = bad & batch.completion_mask
+        if bad.any():
+            row, *place = (int(index) for index in bad.nonzero()[0])
+            where = f" {'head' if name == 'reward_heads' else 'token'} {place[0]}" if place else ""
+            prompt = batch.names[row] if batch.names else f"of group {int(batch.groups[row])}"
+            raise InputError(
+                f"prompt {prompt}: row {row}:{where} {name} is {float(values[row, *place])}; "
+                "a step takes finite numbers only: drop the completion or annotate it again"
+            )
+
+
 Rewards = Callable[[Batch, Any], Tensor]
 Advantages = Callable[[Batch, Any], Tensor]
 Modulation = Callable[[Batch, Any], Tensor]
@@ -102,6 +150,9 @@ class Method:
         what it returns is the loss of the whole batch.
     compose_rewards: (Batch, params) -> [B].
     modulate: (Batch, params) -> [B], the factor of each completion's advantages.
+    needs_for: params -> columns, where they depend on parameters; instead of `needs`.
+    loss_needs: params -> further optional columns its policy loss reads.
+    paper, equation: what `entrograd methods` shows.
     """
 
     name: str
@@ -112,6 +163,10 @@ class Method:
     aggregate: Aggregate
     compose_rewards: Rewards = single_reward
     modulate: Modulation = no_modulation
+    needs_for: Callable[[Any], frozenset[str]] | None = None
+    loss_needs: Callable[[Any], frozenset[str]] | None = None
+    paper: str = ""
+    equation: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,20 +183,33 @@ class Recipe:
     @property
     def needs(self) -> frozenset[str]:
         """The annotated columns the four choices read."""
-        chosen = (self.reward, self.credit, self.modulation, self.loss)
-        return frozenset().union(*(method.needs for method in chosen))
+        found: frozenset[str] = frozenset()
+        for method in (self.reward, self.credit, self.modulation, self.loss):
+            params = self.params[method.name]
+            found |= method.needs_for(params) if method.needs_for else method.needs
+        if self.loss.loss_needs:
+            found |= self.loss.loss_needs(self.params[self.loss.name])
+        return found
 
     def advantages(self, batch: Batch) -> Tensor:
-        """[B, T] per-token advantages, detached, zero at padding; `batch` is a whole step's."""
+        """[B, T] per-token advantages, detached, zero at padding; `batch` is a whole step's.
+
+        Raises InputError where a value at a trained position is not finite.
+        """
+        check_finite(batch)
         with torch.no_grad():
             rewards = self.reward.compose_rewards(batch, self.params[self.reward.name])
-            batch = replace(batch, rewards=rewards)
+            batch = replace(batch, rewards=rewards, graded_rewards=batch.rewards)
             credit = self.credit.advantages(batch, self.params[self.credit.name])
             factor = self.modulation.modulate(batch, self.params[self.modulation.name])
-            return credit * factor[:, None] * batch.completion_mask
+            return masked.fill(credit * factor[:, None], batch.completion_mask)
 
     def policy_loss(self, logprobs: Tensor, advantages: Tensor, batch: Batch) -> Tensor:
-        """[B, T] loss of each token; `batch` may be a micro-batch."""
+        """[B, T] loss of each token; `batch` may be a micro-batch.
+
+        Raises InputError where a value at a trained position is not finite.
+        """
+        check_finite(batch, logprobs)
         return self.loss.policy_loss(logprobs, advantages, batch, self.params[self.loss.name])
 
     def aggregate(self, loss: Tensor, mask: Tensor, counts: Denominators) -> Tensor:

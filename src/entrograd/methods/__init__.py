@@ -1,0 +1,82 @@
+"""The registry of methods, and what turns section `method` of params.yaml into a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic import create_model
+
+from entrograd.errors import InputError
+from entrograd.methods import dr_grpo, grpo, gtpo, seed_grpo
+from entrograd.methods.base import Method, Recipe
+from entrograd.params import MethodParams, Section, check
+
+METHODS: dict[str, Method] = {
+    "grpo": grpo.METHOD,
+    "dr_grpo": dr_grpo.METHOD,
+    "seed_grpo": seed_grpo.METHOD,
+    "gtpo": gtpo.METHOD,
+}
+
+# Words for a choice that takes nothing: GRPO's reward is the graded one, its modulation none.
+PLAIN = {"reward": "single", "modulation": "none"}
+
+
+def recipe(section: MethodParams) -> Recipe:
+    """The preset of `section`, with the choices and parameters it overrides.
+
+    Raises:
+        InputError: an unknown method or key, a value of the wrong type or out of range, or a
+            combination that has no meaning; the message names the key and what is allowed.
+    """
+    preset = _method(section.name, "name")
+    choices = {
+        choice: _method(getattr(section, choice) or preset.name, choice)
+        for choice in ("reward", "credit", "modulation", "loss")
+    }
+    unknown = [name for name in section.blocks if name not in METHODS]
+    if unknown:
+        raise InputError(
+            f"params.yaml: method.{unknown[0]}: unknown key; allowed here: name, reward, credit, "
+            f"modulation, loss, and a block for any of {', '.join(METHODS)}"
+        )
+    params = {name: build_params(name, section.blocks.get(name) or {}) for name in METHODS}
+    return Recipe(name=preset.name, params=params, **choices)
+
+
+def build_params(name: str, block: Any) -> Any:
+    """The params dataclass of method `name` from its block of params.yaml, strictly checked."""
+    method = METHODS[name]
+    where = f"method.{name}"
+    if not isinstance(block, Mapping):
+        raise InputError(f"params.yaml: {where}: expected keys and values (got {block!r})")
+    hints = get_type_hints(method.params, include_extras=True)
+    known: dict[str, Any] = {
+        item.name: (hints[item.name], _default(item)) for item in dataclasses.fields(method.params)
+    }
+    model = create_model(f"{name}_block", __base__=Section, **known)
+    checked = check(model, block, where)
+    try:
+        return method.params(**{key: getattr(checked, key) for key in known})
+    except ValueError as error:
+        raise InputError(f"params.yaml: {where}: {error}") from None
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default
+
+
+def _method(name: str, choice: str) -> Method:
+    if PLAIN.get(choice) == name:
+        return METHODS["grpo"]
+    if name not in METHODS:
+        plain = f", {PLAIN[choice]}" if choice in PLAIN else ""
+        raise InputError(
+            f"params.yaml: method.{choice}: unknown method {name!r}; allowed: "
+            f"{', '.join(METHODS)}{plain}"
+        )
+    return METHODS[name]
