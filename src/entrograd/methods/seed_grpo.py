@@ -64,14 +64,14 @@ def modulate(batch: Batch, params: Params) -> Tensor:
 
 def needs(params: Params) -> frozenset[str]:
     """The answer clusters, and the likelihoods that weigh them unless counts do."""
-    columns = {"cluster_ids", "old_logprobs"}
+    columns = {"cluster_id", "old_logprobs"}
     return frozenset(columns - ({"old_logprobs"} if params.estimator == "discrete" else set()))
 
 
 METHOD = Method(
     name="seed_grpo",
     params=Params,
-    needs=frozenset({"cluster_ids", "old_logprobs"}),
+    needs=frozenset({"cluster_id", "old_logprobs"}),
     advantages=advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.constant_length,

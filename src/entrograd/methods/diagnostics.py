@@ -1,0 +1,117 @@
+"""What a step did, in numbers named as the field names them. Cheap: no forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from entrograd.methods.base import Batch, Recipe, no_modulation
+from entrograd.methods.seed_grpo import group_entropy
+from entrograd.numerics import groups, kl, masked, surrogate
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def diagnostics(
+    recipe: Recipe, batch: Batch, logprobs: Tensor, advantages: Tensor
+) -> dict[str, float]:
+    """Measurements of one optimiser step over its whole batch; keys whose input is absent are left
+    out, so that every value is a finite number.
+
+    Args:
+        recipe: what computed the advantages.
+        batch: the whole optimiser batch.
+        logprobs: [B, T] nats, of the policy that was differentiated; a token that was left out of
+            the forward pass may hold its old logprob.
+        advantages: [B, T] as recipe.advantages gave them.
+    """
+    with torch.no_grad():
+        found = {
+            **_reward(batch),
+            **_policy(recipe, batch, logprobs, advantages),
+            **_entropy(batch),
+            **_modulation(recipe, batch),
+            **_advantages(batch, advantages),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+
+def _reward(batch: Batch) -> dict[str, Tensor]:
+    """reward_mean, as graded; zero_signal_share: share of groups whose rewards are all equal."""
+    return {
+        "reward_mean": batch.rewards.double().mean(),
+        "zero_signal_share": _group_mean(
+            groups.all_equal(batch.rewards, batch.groups).double(), batch
+        ),
+    }
+
+
+def _policy(
+    recipe: Recipe, batch: Batch, logprobs: Tensor, advantages: Tensor
+) -> dict[str, Tensor]:
+    """clip_low, clip_high: share of trained tokens whose ratio is below (above) the policy loss's
+    bound while the advantage is negative (positive), so that they give no gradient; the ratio is
+    the token's own, whatever the loss. kl_k1, kl_k3: KL(old || current) over old samples, in nats.
+    log_ratio_max: the largest |log ratio|."""
+    mask = batch.completion_mask
+    logs = surrogate.log_ratio(logprobs, batch.old_logprobs, mask).double()
+    params = recipe.params[recipe.loss.name]
+    found = {
+        "kl_k1": -_token_mean(logs, mask),
+        "kl_k3": _token_mean(kl.k3(torch.zeros_like(logs), logs), mask),
+        "log_ratio_max": logs.abs().max(),
+    }
+    low, high = getattr(params, "clip_low", None), getattr(params, "clip_high", None)
+    if low is not None:
+        below = (logs.exp() < 1 - low) & (advantages < 0)
+        found["clip_low"] = _token_mean(below.double(), mask)
+    if high is not None:
+        above = (logs.exp() > 1 + high) & (advantages > 0)
+        found["clip_high"] = _token_mean(above.double(), mask)
+    return found
+
+
+def _entropy(batch: Batch) -> dict[str, Tensor]:
+    """entropy_mean and entropy_q10, _q50, _q90: token entropies of the sampling policy, nats."""
+    if batch.entropies is None or not batch.completion_mask.any():
+        return {}
+    values, mask = batch.entropies.double(), batch.completion_mask
+    quantiles = {f"entropy_q{q * 100:.0f}": masked.quantile(values, mask, q) for q in QUANTILES}
+    return {"entropy_mean": _token_mean(values, mask), **quantiles}
+
+
+def _modulation(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
+    """semantic_entropy: mean over groups (likelihood-weighted clusters), nats;
+    modulation_mean, _min: the multiplier of a group's advantages."""
+    found = {}
+    if batch.cluster_ids is not None:
+        found["semantic_entropy"] = _group_mean(group_entropy(batch, "rao"), batch)
+    if recipe.modulation.modulate is not no_modulation:
+        factor = recipe.modulation.modulate(batch, recipe.params[recipe.modulation.name])
+        found["modulation_mean"] = _group_mean(factor.double(), batch)
+        found["modulation_min"] = factor.min()
+    return found
+
+
+def _advantages(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
+    """Over tokens: advantage_correct, advantage_wrong: means; positive_correct: share of correct
+    completions' tokens, in groups with a signal, whose advantage is positive; nonzero_tokens."""
+    mask, correct = batch.completion_mask, batch.correct[:, None]
+    found = {"nonzero_tokens": _token_mean((advantages != 0).double(), mask)}
+    for name, chosen in (("correct", mask & correct), ("wrong", mask & ~correct)):
+        if chosen.any():
+            found[f"advantage_{name}"] = _token_mean(advantages.double(), chosen)
+    signal = ~groups.all_equal(batch.rewards, batch.groups)[:, None]
+    if (chosen := mask & correct & signal).any():
+        found["positive_correct"] = _token_mean((advantages > 0).double(), chosen)
+    return found
+
+
+def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return masked.sums(values, mask).sum() / mask.sum().clamp(min=1)
+
+
+def _group_mean(values: Tensor, batch: Batch) -> Tensor:
+    """The mean over groups of a value that is one a group, given a completion: [B] -> scalar."""
+    once = 1 / groups.sizes(batch.groups)
+    return (values * once).sum() / once.sum()
