@@ -1,0 +1,197 @@
+"""The page: one HTML file that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from entrograd import io, params
+from entrograd.errors import InputError
+from entrograd.report import plots, tables
+
+BINS = 12
+LONGEST_TEXT = 4000  # characters of a completion that are shown
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files the page is made from; None where a run has no such file."""
+
+    summary: Path
+    samples: Path
+    benchmarks: Path | None = None
+    offline_curve: Path | None = None
+    online_curve: Path | None = None
+    groups: Path | None = None
+    prepare: Path | None = None
+    annotate: Path | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure; `label` describes it to those who cannot see it."""
+
+    label: str
+    svg: Markup
+
+
+def report(
+    section: params.ReportParams, inputs: Inputs, out: Path, confidence: float = 0.95
+) -> str:
+    """Write folder `out` with index.html; returns the one-line result.
+
+    `confidence` is what the intervals of the scores were computed for. The bytes are a function of
+    the arguments and the inputs' contents. Text a model wrote is escaped. InputError
+    names the file that is not as its stage writes it.
+    """
+    page = render(section, inputs, confidence)
+    with io.atomic_folder(out) as folder:
+        io.write_text(folder / "index.html", page)
+    return f"{out / 'index.html'}: {len(page.encode()) / 1000:.0f} kB, open it in any browser"
+
+
+def render(section: params.ReportParams, inputs: Inputs, confidence: float) -> str:
+    """The page's HTML."""
+    models, differences = tables.scores(io.read_json(inputs.summary), str(inputs.summary))
+    compared, on = _comparisons(inputs.samples, [m.name for m in models])
+    counts = {kind: sum(c.kind == kind for c in compared) for kind in tables.KINDS}
+    names = [row["model"] for row in compared[0].rows] if compared else []
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        title=section.title,
+        interval=f"{100 * confidence:g} % interval",
+        models=models,
+        differences=differences,
+        accuracy=_figure(plots.accuracy(models), "accuracy", "Accuracy of each model")
+        if models
+        else None,
+        benchmarks=_benchmarks(inputs.benchmarks),
+        curves=_curves(inputs),
+        preparation=tables.facts(_optional_json(inputs.prepare)),
+        annotation=tables.facts(_without_statuses(_optional_json(inputs.annotate))),
+        statuses=_statuses(_optional_json(inputs.annotate)),
+        groups=_group_figures(inputs.groups),
+        samples=tables.choose(compared, section.samples),
+        sample_counts=counts,
+        sample_models=names,
+        sample_colours={name: plots.colour(i) for i, name in enumerate(names)},
+        samples_on=on,
+        compared=len(compared),
+        longest=LONGEST_TEXT,
+    )
+
+
+def _figure(spec: plots.Spec, name: str, label: str) -> Figure:
+    # vl-convert escapes text itself, so the SVG is markup whatever the data are called.
+    return Figure(label, Markup(plots.svg(spec, name)))
+
+
+def _optional_json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    value = io.read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected an object of names and numbers")
+    return value
+
+
+def _benchmarks(path: Path | None) -> list[tables.BenchmarkScores]:
+    return tables.benchmark_scores(_optional_json(path), str(path))
+
+
+def _curves(inputs: Inputs) -> list[dict[str, Any]]:
+    """One entry a metric that any run has: its words and the figures of the runs that have it."""
+    runs = [
+        (run, hue, tables.read_curve(path))
+        for run, hue, path in (
+            ("offline", plots.colour(1), inputs.offline_curve),
+            ("online", plots.colour(2), inputs.online_curve),
+        )
+        if path is not None
+    ]
+    found = []
+    for number, metric in enumerate(plots.METRICS):
+        figures = []
+        for run, hue, columns in runs:
+            spec = plots.curve(metric, columns, run, hue)
+            if spec is not None:
+                figures.append(_figure(spec, f"{run}-{number}", f"{metric.title}, {run} training"))
+        if figures:
+            found.append({"title": metric.title, "explain": metric.explain, "figures": figures})
+    return found
+
+
+def _statuses(annotate: dict[str, Any]) -> list[dict[str, Any]]:
+    found = tables.status_counts(annotate)
+    if found is None:
+        return []
+    total = sum(found[1].values())
+    return [
+        {"name": name, "count": count, "share": count / total} for name, count in found[1].items()
+    ]
+
+
+def _without_statuses(annotate: dict[str, Any]) -> dict[str, Any]:
+    found = tables.status_counts(annotate)
+    return {key: value for key, value in annotate.items() if found is None or key != found[0]}
+
+
+def _group_figures(path: Path | None) -> list[dict[str, Any]]:
+    if path is None:
+        return []
+    table = io.read_table(path, "groups")
+    size = pc.max(table.column("completions")).as_py() or 0
+    if size < 2:
+        return []
+    high = math.log(size)
+    entropies = table.column("semantic_entropy_rao").to_pylist()
+    rewards = table.column("mean_reward").to_pylist()
+    bins = tables.reward_by_entropy(entropies, rewards, high, BINS)
+    return [
+        {
+            "title": "How uncertain groups are",
+            "explain": f"Semantic entropy (rao estimator) of {len(entropies)} groups: 0 where all "
+            f"completions agree, ln {size} = {high:.2f} nats where all {size} differ.",
+            "figure": _figure(
+                plots.entropy_histogram(entropies, high, BINS),
+                "entropy-histogram",
+                "Histogram of the groups' semantic entropy",
+            ),
+        },
+        {
+            "title": "Uncertainty against reward",
+            "explain": "Mean reward of the groups of each entropy; a larger point stands for more "
+            "groups. A fall to the right means that disagreement marks what the model does not "
+            "know.",
+            "figure": _figure(
+                plots.entropy_reward(bins, high),
+                "entropy-reward",
+                "Mean reward by semantic entropy",
+            ),
+        },
+    ]
+
+
+def _comparisons(path: Path, order: list[str]) -> tuple[list[tables.Comparison], str]:
+    """The models side by side on the held-out problems or else on the first benchmark."""
+    rows = io.read_table(path, "samples").to_pylist()
+    names = list(dict.fromkeys(row["benchmark"] for row in rows))
+    if not names:
+        return [], ""
+    chosen = "heldout" if "heldout" in names else names[0]
+    rows = [row for row in rows if row["benchmark"] == chosen]
+    present = list(dict.fromkeys(row["model"] for row in rows))
+    models = [name for name in order if name in present] or present
+    return tables.compare(rows, models), chosen
