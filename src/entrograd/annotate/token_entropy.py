@@ -1,0 +1,46 @@
+"""Token log-probabilities and entropies of rollouts, checked: one finite value a token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from entrograd.errors import InputError
+
+Row = Mapping[str, Any]
+TokenValues = tuple[list[float], list[float]]
+Score = Callable[[list[dict[str, Any]]], list[TokenValues]]
+
+
+def token_values(rows: Sequence[Row], score: Score) -> list[TokenValues]:
+    """(old_logprobs, entropies) of each rollout row, in nats, one value a completion token.
+
+    InputError names prompt_id and sample_index of a row without tokens or of a non-finite value;
+    ValueError where `score` gives another number of values than there are tokens.
+    """
+    for row in rows:
+        if not row["completion_ids"] or not row["prompt_ids"]:
+            empty = "prompt_ids" if not row["prompt_ids"] else "completion_ids"
+            raise InputError(f"{name(row)}: {empty} is empty; drop the row or give its tokens")
+    scored = score([dict(row) for row in rows])
+    if len(scored) != len(rows):
+        raise ValueError(f"{len(scored)} scores for {len(rows)} completions")
+    for row, values in zip(rows, scored, strict=True):
+        for column, numbers in zip(("old_logprobs", "entropies"), values, strict=True):
+            if len(numbers) != len(row["completion_ids"]):
+                raise ValueError(
+                    f"{name(row)}: {len(numbers)} {column} for {len(row['completion_ids'])} tokens"
+                )
+            bad = next((i for i, number in enumerate(numbers) if not math.isfinite(number)), None)
+            if bad is not None:
+                raise InputError(
+                    f"{name(row)}: {column} is {numbers[bad]} at token {bad}; check the model's "
+                    "weights, or compute in float32 (annotate.dtype)"
+                )
+    return scored
+
+
+def name(row: Row) -> str:
+    """How messages name a rollout row."""
+    return f"prompt_id {row['prompt_id']}, sample_index {row['sample_index']}"

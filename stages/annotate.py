@@ -1,0 +1,46 @@
+"""Grade stored rollouts and add logprobs, token entropies, clusters and semantic entropy.
+
+Any Parquet of the rollouts schema will do. Finished shards of an interrupted run are kept.
+"""
+
+import sys
+
+from entrograd.stage import Run, run_stage
+
+
+def work(run: Run) -> str:
+    """The library call."""
+    from entrograd.annotate.annotate import annotate
+
+    at = run.paths
+    return annotate(
+        run.params.annotate,
+        at.prompts,
+        at.rollouts,
+        at.model,
+        at.out,
+        at.groups,
+        at.summary,
+        run.resume,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(
+        run_stage(
+            "annotate",
+            work,
+            doc=__doc__,
+            sections=("annotate",),
+            inputs={
+                "model": "models/base",
+                "prompts": "data/prompts.parquet",
+                "rollouts": "data/rollouts",
+            },
+            outputs={
+                "out": "data/annotated",
+                "groups": "data/groups.parquet",
+                "summary": "results/annotate.json",
+            },
+        )
+    )
