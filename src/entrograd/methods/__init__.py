@@ -9,15 +9,38 @@ from typing import Any, get_type_hints
 from pydantic import create_model
 
 from entrograd.errors import InputError
-from entrograd.methods import dr_grpo, grpo, gtpo, seed_grpo
+from entrograd.methods import (
+    asr,
+    cispo,
+    dapo,
+    dr_grpo,
+    empo,
+    encore,
+    grpo,
+    grpo_s,
+    gspo,
+    gtpo,
+    high_entropy_tokens,
+    seed_grpo,
+    weighted,
+)
 from entrograd.methods.base import Method, Recipe
 from entrograd.params import MethodParams, Section, check
 
 METHODS: dict[str, Method] = {
     "grpo": grpo.METHOD,
+    "dapo": dapo.METHOD,
     "dr_grpo": dr_grpo.METHOD,
+    "gspo": gspo.METHOD,
+    "cispo": cispo.METHOD,
+    "high_entropy_tokens": high_entropy_tokens.METHOD,
+    "empo": empo.METHOD,
     "seed_grpo": seed_grpo.METHOD,
     "gtpo": gtpo.METHOD,
+    "grpo_s": grpo_s.METHOD,
+    "encore": encore.METHOD,
+    "asr": asr.METHOD,
+    "weighted": weighted.METHOD,
 }
 
 # Words for a choice that takes nothing: GRPO's reward is the graded one, its modulation none.
@@ -42,7 +65,12 @@ def recipe(section: MethodParams) -> Recipe:
             f"params.yaml: method.{unknown[0]}: unknown key; allowed here: name, reward, credit, "
             f"modulation, loss, and a block for any of {', '.join(METHODS)}"
         )
-    params = {name: build_params(name, section.blocks.get(name) or {}) for name in METHODS}
+    if choices["reward"].name == "empo" and choices["credit"].name in ("gtpo", "grpo_s"):
+        raise InputError(
+            f"params.yaml: method.credit: {choices['credit'].name} tells correct from incorrect "
+            "completions and empo's reward uses no labels; take the credit of grpo or dr_grpo"
+        )
+    params = {name: build_params(name, section.blocks.get(name, {})) for name in METHODS}
     return Recipe(name=preset.name, params=params, **choices)
 
 

@@ -40,6 +40,7 @@ class Batch:
     segment_ids: Tensor | None = None  # [B, T] long
     head_names: tuple[str, ...] = ()  # names of the R heads
     names: tuple[str, ...] = ()  # [B] prompt ids, for messages
+    token_scores: Tensor | None = None  # [B, T] of a token-level reward model
     answered: Tensor | None = None  # [B] bool, False = the completion holds no answer
     graded_rewards: Tensor | None = None  # [B] as graded, where `rewards` are composed ones
 
@@ -90,7 +91,7 @@ def denominators(batch: Batch, max_length: int) -> Denominators:
     )
 
 
-TOKEN_COLUMNS = ("old_logprobs", "entropies", "sampling_logprobs", "ref_logprobs")
+TOKEN_COLUMNS = ("old_logprobs", "entropies", "sampling_logprobs", "ref_logprobs", "token_scores")
 COMPLETION_COLUMNS = ("rewards", "reward_heads")
 
 
@@ -150,6 +151,8 @@ class Method:
         what it returns is the loss of the whole batch.
     compose_rewards: (Batch, params) -> [B].
     modulate: (Batch, params) -> [B], the factor of each completion's advantages.
+    fit: (reward_heads [N, R] of the whole annotated data set, head names, params) -> params, where
+        the method measures something there once before training.
     needs_for: params -> columns, where they depend on parameters; instead of `needs`.
     loss_needs: params -> further optional columns its policy loss reads.
     paper, equation: what `entrograd methods` shows.
@@ -163,6 +166,7 @@ class Method:
     aggregate: Aggregate
     compose_rewards: Rewards = single_reward
     modulate: Modulation = no_modulation
+    fit: Callable[[Tensor, tuple[str, ...], Any], Any] | None = None
     needs_for: Callable[[Any], frozenset[str]] | None = None
     loss_needs: Callable[[Any], frozenset[str]] | None = None
     paper: str = ""
@@ -190,6 +194,13 @@ class Recipe:
         if self.loss.loss_needs:
             found |= self.loss.loss_needs(self.params[self.loss.name])
         return found
+
+    def fitted(self, reward_heads: Tensor, head_names: tuple[str, ...]) -> Recipe:
+        """This recipe with what its reward composition measures on the whole data set [N, R]."""
+        if self.reward.fit is None:
+            return self
+        params = self.reward.fit(reward_heads, head_names, self.params[self.reward.name])
+        return replace(self, params={**self.params, self.reward.name: params})
 
     def advantages(self, batch: Batch) -> Tensor:
         """[B, T] per-token advantages, detached, zero at padding; `batch` is a whole step's.

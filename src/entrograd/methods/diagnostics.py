@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from entrograd.methods import encore
 from entrograd.methods.base import Batch, Recipe, no_modulation
 from entrograd.methods.seed_grpo import group_entropy
 from entrograd.numerics import groups, kl, masked, surrogate
@@ -37,9 +38,11 @@ def diagnostics(
 
 
 def _reward(batch: Batch) -> dict[str, Tensor]:
-    """reward_mean, as graded; zero_signal_share: share of groups whose rewards are all equal."""
+    """reward_mean, as graded; zero_signal_share: share of groups whose rewards are all equal;
+    length_mean: trained tokens a completion."""
     return {
         "reward_mean": batch.rewards.double().mean(),
+        "length_mean": batch.lengths.double().mean(),
         "zero_signal_share": _group_mean(
             groups.all_equal(batch.rewards, batch.groups).double(), batch
         ),
@@ -51,14 +54,14 @@ def _policy(
 ) -> dict[str, Tensor]:
     """clip_low, clip_high: share of trained tokens whose ratio is below (above) the policy loss's
     bound while the advantage is negative (positive), so that they give no gradient; the ratio is
-    the token's own, whatever the loss. kl_k1, kl_k3: KL(old || current) over old samples, in nats.
-    log_ratio_max: the largest |log ratio|."""
+    the token's own, whatever the loss. kl (by k3), kl_k1: KL(old || current) in nats a token, over
+    the old policy's samples. log_ratio_max: the largest |log ratio|."""
     mask = batch.completion_mask
     logs = surrogate.log_ratio(logprobs, batch.old_logprobs, mask).double()
     params = recipe.params[recipe.loss.name]
     found = {
         "kl_k1": -_token_mean(logs, mask),
-        "kl_k3": _token_mean(kl.k3(torch.zeros_like(logs), logs), mask),
+        "kl": _token_mean(kl.k3(torch.zeros_like(logs), logs), mask),
         "log_ratio_max": logs.abs().max(),
     }
     low, high = getattr(params, "clip_low", None), getattr(params, "clip_high", None)
@@ -81,9 +84,15 @@ def _entropy(batch: Batch) -> dict[str, Tensor]:
 
 
 def _modulation(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
-    """semantic_entropy: mean over groups (likelihood-weighted clusters), nats;
-    modulation_mean, _min: the multiplier of a group's advantages."""
-    found = {}
+    """semantic_entropy: mean over groups (likelihood-weighted clusters), nats; modulation_mean,
+    _min: the multiplier of a group's advantages; weight_NAME: ENCORE's weight of each head."""
+    found: dict[str, Tensor] = {}
+    if recipe.reward.name == "encore":
+        params = recipe.params["encore"]
+        weights = encore.head_weights(params, batch.head_names)
+        found |= {
+            f"weight_{name}": weight for name, weight in zip(batch.head_names, weights, strict=True)
+        }
     if batch.cluster_ids is not None:
         found["semantic_entropy"] = _group_mean(group_entropy(batch, "rao"), batch)
     if recipe.modulation.modulate is not no_modulation:

@@ -33,7 +33,7 @@ class Params(DrGrpoParams):
     # SE: rao -sum p ln p; discrete the same over counts; paper -(1/K) sum ln p (Eq. 5)
     estimator: Estimator = "rao"
     # f(x): linear 1-x; exponential e^-x; focal (1-x)^gamma; reciprocal 1/(1+x); never below 0
-    modulation: Literal["linear", "exponential", "focal", "reciprocal"] = "reciprocal"
+    f: Literal["linear", "exponential", "focal", "reciprocal"] = "reciprocal"
     gamma: NonNegative = 2.0
 
 
@@ -45,11 +45,11 @@ def group_entropy(batch: Batch, estimator: Estimator) -> Tensor:
 
 def decay(x: Tensor, params: Params) -> Tensor:
     """[...] f(x) for x >= 0: non-increasing, non-negative, f(0) = 1 (Eq. 6)."""
-    if params.modulation == "linear":
+    if params.f == "linear":
         return (1 - x).clamp(min=0)
-    if params.modulation == "exponential":
+    if params.f == "exponential":
         return (-x).exp()
-    if params.modulation == "focal":
+    if params.f == "focal":
         return (1 - x).clamp(min=0) ** params.gamma
     return 1 / (1 + x)
 

@@ -1,0 +1,139 @@
+"""ASR: adaptive segment-level reward (arXiv 2411.00809v3). An approximation: the paper's exact
+rule is not public to us.
+
+A completion is cut where its token scores jump or cross the baseline; a segment whose mean score
+disagrees with the sign of the completion's advantage is left out of the loss. Two neighbours are
+offered as other ways to cut: every token a segment of its own, and a cut after each token of high
+entropy (arXiv 2501.02790). Advantage and loss are GRPO's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from entrograd.methods import grpo
+from entrograd.methods.base import Batch, Method
+from entrograd.methods.options import Finite, NonNegative, optional_columns
+from entrograd.numerics import aggregate
+
+
+@dataclass(frozen=True)
+class Params(grpo.Params):
+    """ASR's parameters, beside those of GRPO."""
+
+    # token score v_t: implicit_reward beta (log pi_old - log pi_ref); entropy H_t (nats);
+    # reward_model, a token-level head (column token_scores)
+    source: Literal["implicit_reward", "entropy", "reward_model"] = "implicit_reward"
+    beta: NonNegative = 0.1
+    # change: cut where |v_t - v_{t-1}| > delta or sign(v_t - baseline) changes; token: everywhere;
+    # entropy_cutoff: after each token with H > cutoff
+    segmentation: Literal["change", "token", "entropy_cutoff"] = "change"
+    delta: NonNegative = 0.1
+    baseline: Finite = 0.0
+    min_length: Annotated[int, Field(gt=0)] = 3
+    cutoff: NonNegative = 1.75
+    # whether masked tokens still count in the length a completion's loss is divided by
+    keep_denominator: bool = False
+
+
+def token_scores(batch: Batch, params: Params) -> Tensor:
+    """[B, T] v_t, float64, 0 at padding."""
+    if params.source == "implicit_reward":
+        reference = batch.require("ref_logprobs").double()
+        scores = params.beta * (batch.old_logprobs.double() - reference)
+    else:
+        column = "entropies" if params.source == "entropy" else "token_scores"
+        scores = batch.require(column).double()
+    return torch.where(batch.completion_mask, scores, 0.0)
+
+
+def change_segments(
+    scores: Tensor, mask: Tensor, delta: float, baseline: float, min_length: int
+) -> Tensor:
+    """[B, T] long, segment numbers from 0; no segment is shorter than `min_length` tokens unless
+    the completion is."""
+    lengths, starts = mask.sum(-1), torch.zeros_like(mask, dtype=torch.long)
+    jump = (scores[:, 1:] - scores[:, :-1]).abs() > delta
+    side = (scores - baseline).sign()
+    wanted = jump | (side[:, 1:] != side[:, :-1])
+    start = torch.zeros_like(lengths)
+    for t in range(1, mask.shape[1]):
+        fits = (t - start >= min_length) & (lengths - t >= min_length)
+        cut = wanted[:, t - 1] & fits
+        start = torch.where(cut, t, start)
+        starts[:, t] = cut
+    return starts.cumsum(-1)
+
+
+def entropy_segments(entropies: Tensor, mask: Tensor, cutoff: float) -> Tensor:
+    """[B, T] long, segment numbers from 0: one closes after each token with H > cutoff."""
+    closed = mask & (entropies > cutoff)
+    return closed.long().cumsum(-1) - closed.long()
+
+
+def segment_means(scores: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
+    """[B, T] the mean score of each position's segment, float64, 0 at padding."""
+    rows, width = scores.shape
+    key = (torch.arange(rows, device=scores.device)[:, None] * width + segments).flatten()
+    weight = mask.double().flatten()
+    total = torch.zeros(rows * width, dtype=torch.float64, device=scores.device)
+    count = total.index_add(0, key, weight)[key].clamp(min=1)
+    total = total.index_add(0, key, scores.double().flatten() * weight)[key]
+    return torch.where(mask, (total / count).reshape(rows, width), 0.0)
+
+
+def kept_tokens(scores: Tensor, advantages: Tensor, mask: Tensor, baseline: float) -> Tensor:
+    """[B, T] bool: sign(score - baseline) = sign(advantage); a score at the baseline never is."""
+    side = (scores - baseline).sign()
+    return mask & (side == advantages.sign()) & (side != 0)
+
+
+def advantages(batch: Batch, params: Params) -> Tensor:
+    """[B, T] GRPO's advantages at the tokens kept, 0 elsewhere.
+
+    Without `keep_denominator` those of a completion grow by |o_i| / (tokens kept), which is what
+    taking masked tokens out of its length does to a loss that is proportional to the advantage.
+    """
+    mask, scores = batch.completion_mask, token_scores(batch, params)
+    if params.segmentation == "change":
+        segments = change_segments(scores, mask, params.delta, params.baseline, params.min_length)
+        scores = segment_means(scores, mask, segments)
+    elif params.segmentation == "entropy_cutoff":
+        segments = entropy_segments(batch.require("entropies"), mask, params.cutoff)
+        scores = segment_means(scores, mask, segments)
+    credit = grpo.advantages(batch, params)
+    kept = kept_tokens(scores, credit, mask, params.baseline)
+    if params.keep_denominator:
+        return credit * kept
+    growth = batch.lengths.double() / kept.sum(-1).clamp(min=1)
+    return credit * kept * growth[:, None].to(credit.dtype)
+
+
+def needs(params: Params) -> frozenset[str]:
+    """What the token scores and the segmentation read."""
+    source = {"implicit_reward": "ref_logprobs", "entropy": "entropies"}
+    columns = {source.get(params.source, "token_scores")}
+    if params.source == "implicit_reward":
+        columns.add("old_logprobs")
+    if params.segmentation == "entropy_cutoff":
+        columns.add("entropies")
+    return frozenset(columns)
+
+
+METHOD = Method(
+    name="asr",
+    params=Params,
+    needs=frozenset({"old_logprobs", "ref_logprobs"}),
+    advantages=advantages,
+    policy_loss=grpo.policy_loss,
+    aggregate=aggregate.sequence_mean,
+    needs_for=needs,
+    loss_needs=optional_columns,
+    paper="arXiv 2411.00809v3 (an approximation)",
+    equation="keep t iff sign(mean score of its segment - b) = sign(A_i); GRPO",
+)

@@ -1,0 +1,44 @@
+"""EMPO: entropy-minimised policy optimisation (arXiv 2504.05812).
+
+No labels: a completion's reward is the share of its group that gives the same answer, which
+drives semantic entropy down. An empty answer earns 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from entrograd.methods import grpo
+from entrograd.methods.base import Batch, Method
+from entrograd.methods.options import optional_columns
+from entrograd.numerics import aggregate
+from entrograd.numerics.semantic_entropy import cluster_shares
+
+
+@dataclass(frozen=True)
+class Params(grpo.Params):
+    """EMPO's parameters: those of GRPO, whose advantage and loss it uses."""
+
+
+def compose_rewards(batch: Batch, params: Params) -> Tensor:  # noqa: ARG001 - the contract's shape
+    """[B] r_i = n_k / G, the share of completion i's cluster; 0 without an answer."""
+    once = torch.ones_like(batch.rewards)
+    share = cluster_shares(once, batch.groups, batch.require("cluster_ids"))
+    return torch.where(batch.require("answered"), share, 0.0).to(batch.rewards.dtype)
+
+
+METHOD = Method(
+    name="empo",
+    params=Params,
+    needs=frozenset({"cluster_id"}),
+    advantages=grpo.advantages,
+    policy_loss=grpo.policy_loss,
+    aggregate=aggregate.sequence_mean,
+    compose_rewards=compose_rewards,
+    loss_needs=optional_columns,
+    paper="arXiv 2504.05812",
+    equation="r_i = n_k / G, the share of i's answer in its group; GRPO",
+)

@@ -1,0 +1,60 @@
+"""High-entropy minority tokens (Wang et al., arXiv 2506.01939).
+
+Only the most uncertain share of tokens is trained on: the advantage is zero at the others. The
+cut is a quantile over all trained tokens of the optimiser batch, and the loss still divides by all
+tokens. The rest is DAPO, as in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from entrograd.methods.base import Batch, Method
+from entrograd.methods.grpo import policy_loss, standardised
+from entrograd.methods.options import (
+    ClipLow,
+    LossOptions,
+    NonNegative,
+    UnitShare,
+    optional_columns,
+)
+from entrograd.numerics import aggregate, masked
+
+
+@dataclass(frozen=True)
+class Params(LossOptions):
+    """Parameters of the high-entropy mask."""
+
+    # Eq. 5: tokens with H >= the (1 - share)-quantile are kept
+    share: UnitShare = 0.2
+    # A_i = (r_i - mean r) / (sample std + epsilon)
+    epsilon: NonNegative = 1e-4
+    # rho clipped to [1 - clip_low, 1 + clip_high]
+    clip_low: ClipLow = 0.2
+    clip_high: NonNegative = 0.28
+
+
+def kept_tokens(batch: Batch, share: float) -> Tensor:
+    """[B, T] bool: trained tokens with H_{i,t} >= the (1 - share)-quantile of the batch."""
+    entropies, mask = batch.require("entropies").double(), batch.completion_mask
+    return mask & (entropies >= masked.quantile(entropies, mask, 1 - share))
+
+
+def advantages(batch: Batch, params: Params) -> Tensor:
+    """[B, T] the standardised reward at the tokens kept, 0 elsewhere."""
+    return standardised(batch, params.epsilon) * kept_tokens(batch, params.share)
+
+
+METHOD = Method(
+    name="high_entropy_tokens",
+    params=Params,
+    needs=frozenset({"entropies"}),
+    advantages=advantages,
+    policy_loss=policy_loss,
+    aggregate=aggregate.token_mean,
+    loss_needs=optional_columns,
+    paper="arXiv 2506.01939",
+    equation="A_i [H_{i,t} >= (1 - share)-quantile]; DAPO's loss over all tokens",
+)

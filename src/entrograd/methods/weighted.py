@@ -1,0 +1,60 @@
+"""Weighted composition: a fixed weight for each reward head, GRPO's credit and loss.
+
+The plain alternative to ENCORE's weights. The word `reward` among the weights is the graded reward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from entrograd.errors import InputError
+from entrograd.methods import grpo
+from entrograd.methods.base import Batch, Method
+from entrograd.methods.options import Finite, optional_columns
+from entrograd.numerics import aggregate
+
+
+@dataclass(frozen=True)
+class Params(grpo.Params):
+    """The weights, beside GRPO's parameters."""
+
+    # r_i = sum_k weights[k] psi_{i,k}; a head that is not named weighs 0
+    weights: dict[str, Finite] = field(default_factory=lambda: {"reward": 1.0})
+
+
+def compose_rewards(batch: Batch, params: Params) -> Tensor:
+    """[B] sum_k w_k psi_{i,k}, `reward` standing for the graded reward."""
+    composed = batch.rewards.double() * params.weights.get("reward", 0.0)
+    for name, weight in params.weights.items():
+        if name == "reward":
+            continue
+        if name not in batch.head_names:
+            raise InputError(
+                f"params.yaml: method.weighted.weights.{name}: no such reward head; there are "
+                f"{', '.join(('reward', *batch.head_names))}"
+            )
+        column = batch.require("reward_heads")[:, batch.head_names.index(name)]
+        composed = composed + weight * column.double()
+    return composed.to(batch.rewards.dtype)
+
+
+def needs(params: Params) -> frozenset[str]:
+    """The reward heads, where any is weighed."""
+    return frozenset({"reward_heads"} if set(params.weights) - {"reward"} else ())
+
+
+METHOD = Method(
+    name="weighted",
+    params=Params,
+    needs=frozenset({"reward_heads"}),
+    advantages=grpo.advantages,
+    policy_loss=grpo.policy_loss,
+    aggregate=aggregate.sequence_mean,
+    compose_rewards=compose_rewards,
+    needs_for=needs,
+    loss_needs=optional_columns,
+    paper="fixed weights; the plain baseline of arXiv 2503.20995",
+    equation="r_i = sum_k w_k psi_{i,k}, w fixed; GRPO",
+)
