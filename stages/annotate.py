@@ -12,17 +12,7 @@ def work(run: Run) -> str:
     """The library call."""
     from entrograd.annotate.annotate import annotate
 
-    at = run.paths
-    return annotate(
-        run.params.annotate,
-        at.prompts,
-        at.rollouts,
-        at.model,
-        at.out,
-        at.groups,
-        at.summary,
-        run.resume,
-    )
+    return annotate(run.params.annotate, **vars(run.paths), resume=run.resume)
 
 
 if __name__ == "__main__":

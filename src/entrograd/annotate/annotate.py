@@ -7,9 +7,8 @@ when the stage is run again after an interruption.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def _check_shards(shards: Sequence[Path], answers: Mapping[str, Any], prompts: P
     for shard in shards:
         try:
             ids = pq.read_table(shard, columns=["prompt_id"]).column(0).to_pylist()
-        except (OSError, ValueError):  # the full reading says what is wrong
+        except (OSError, ValueError, IndexError):  # the full reading says what is wrong
             ids = io.read_table(shard, "rollouts").column("prompt_id").to_pylist()
         for prompt in dict.fromkeys(ids):
             if prompt not in answers:

@@ -116,7 +116,7 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
         if gold.number == value.number:
             return True
         whole = gold.number.denominator == value.number.denominator == 1
-        apart = abs(gold.number - value.number) > _NEAR * min(1, abs(gold.number))
+        apart = abs(gold.number - value.number) > _NEAR * min(Fraction(1), abs(gold.number))
         return False if whole or apart else None
     if gold.key == answer.key:
         return bool(gold.key)
