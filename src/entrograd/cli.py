@@ -1,0 +1,109 @@
+"""`entrograd`: small tools around the pipeline. Each prints to stdout; errors are one sentence
+on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from entrograd.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its help, its arguments and what it does. Heavy imports belong into `run`."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+# --- overlap ---------------------------------------------------------------------------------
+
+
+def _overlap_arguments(parser: argparse.ArgumentParser) -> None:
+    from entrograd.params import Overlap
+
+    default = Overlap()
+    parser.add_argument("train", metavar="TRAIN", help="training file (JSONL, CSV or Parquet)")
+    parser.add_argument("benchmarks", metavar="BENCH", nargs="+", help="benchmark files")
+    parser.add_argument(
+        "--ngram",
+        type=int,
+        default=default.ngram,
+        metavar="N",
+        help="words of a sequence (%(default)s)",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=default.share,
+        metavar="S",
+        help="share of a training problem's sequences that must stand in one row (%(default)s)",
+    )
+    parser.add_argument("--column", default="problem", help="the problems' column (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="the whole report as JSON")
+
+
+def _overlap(arguments: argparse.Namespace) -> None:
+    from entrograd.data import decontaminate
+    from entrograd.data.prepare import benchmark_names
+    from entrograd.data.sources import read_problems
+
+    if arguments.ngram < 1:
+        raise InputError(f"--ngram {arguments.ngram}: give a number of words, at least 1")
+    if not 0 <= arguments.share <= 1:
+        raise InputError(f"--share {arguments.share}: give a share from 0 to 1")
+    bounds = arguments.ngram, arguments.share
+    train = read_problems(arguments.train, arguments.column)
+    benchmarks = {
+        name: read_problems(path, arguments.column)
+        for name, path in benchmark_names(arguments.benchmarks)
+    }
+    found = decontaminate.find_overlaps(train, benchmarks, *bounds)
+    report = decontaminate.report(train, benchmarks, found, *bounds)
+    print(json.dumps(report, indent=2, ensure_ascii=False) if arguments.json else _as_text(report))
+
+
+def _as_text(report: dict[str, Any]) -> str:
+    lines = [f"{report['overlapping_rows']} of {report['train_rows']} training rows overlap"]
+    for name, counts in report["by_benchmark"].items():
+        lines.append(
+            f"  {name}: {counts['rows']} ({counts['exact']} equal, {counts['ngram']} by shared "
+            f"sequences of {report['ngram']} words) of {counts['benchmark_rows']} problems"
+        )
+    for example in report["examples"]:
+        lines.append(f"{example['benchmark']}, {example['kind']}, share {example['share']:.2f}:")
+        lines.append(f"  training row {example['train_row']}: {example['train_problem']!r}")
+        lines.append(f"  its row {example['benchmark_row']}: {example['benchmark_problem']!r}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "overlap": Command("training problems that overlap benchmarks", _overlap_arguments, _overlap),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="entrograd", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        command.arguments(subparsers.add_parser(name, help=command.help, description=command.help))
+    arguments = parser.parse_args(argv)
+    try:
+        COMMANDS[arguments.command].run(arguments)
+    except InputError as error:
+        print(f"entrograd {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""One row a problem; rows that contradict each other are turned away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from entrograd.data.normalise import normalise
+from entrograd.data.sources import Reject, Row
+
+
+def deduplicate(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Reject]]:
+    """The first row of each normalised problem; its duplicates; rows in conflict.
+
+    Rows of one problem agree where some answer is accepted by all of them (spaces aside). Where
+    they do not, which is right is unknown and all of them are rejected.
+    """
+    same: dict[str, list[Row]] = {}
+    for row in rows:
+        same.setdefault(normalise(row.problem), []).append(row)
+    kept: list[Row] = []
+    duplicates: list[Row] = []
+    rejects: list[Reject] = []
+    for group in same.values():
+        if _agree(group):
+            kept.append(group[0])
+            duplicates += group[1:]
+        else:
+            rejects += [_conflict(row, group) for row in group]
+    return kept, duplicates, rejects
+
+
+def _agree(group: Sequence[Row]) -> bool:
+    """Whether some answer is accepted by all rows of one problem."""
+    return bool(set.intersection(*(_answers(row.answers) for row in group)))
+
+
+def _answers(answers: Iterable[str]) -> set[str]:
+    return {"".join(answer.split()) for answer in answers}
+
+
+def _conflict(row: Row, group: Sequence[Row]) -> Reject:
+    mine = _answers(row.answers)
+    other = next((r for r in group if not mine & _answers(r.answers)), None)
+    places = other or next(r for r in group if r is not row)
+    return Reject(
+        row.source,
+        row.row,
+        "conflicting answers",
+        f"{row.problem} -> {' | '.join(row.answers)}, "
+        f"but {' | '.join(places.answers)} in {places.source} row {places.row}",
+    )

@@ -1,0 +1,169 @@
+"""Sources to the prompts table: keep or quarantine, deduplicate, split, decontaminate, render."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from entrograd import io
+from entrograd.data import decontaminate
+from entrograd.data.deduplicate import deduplicate
+from entrograd.data.normalise import normalise, prompt_id
+from entrograd.data.prompt import render
+from entrograd.data.sources import Reject, Row, name_of, read, read_problems
+from entrograd.data.split import split
+from entrograd.errors import InputError
+from entrograd.params import PrepareParams, Source
+
+log = logging.getLogger("entrograd")
+
+HELDOUT = "heldout split"
+COUNTED = (
+    "rows",
+    "rejected",
+    "duplicates",
+    "few_shot_examples",
+    "overlapping",
+    "train",
+    "heldout",
+)
+
+
+def prepare(params: PrepareParams, out: Path, rejects: Path, summary: Path) -> str:
+    """Write the prompts table, the rejected rows and a summary of both.
+
+    A prompt that equals a few-shot example is removed from either split, a training prompt also
+    where it overlaps a benchmark or the held-out split. Rows keep the order of their sources.
+
+    Returns one line on what was written. Raises InputError, with nothing written, where a source
+    can't be read, more than `max_reject_share` of the rows are rejected, or no training prompt is
+    left.
+    """
+    benchmarks = {
+        name: read_problems(path) for name, path in benchmark_names(params.overlap.benchmarks)
+    }
+    rows: list[Row] = []
+    turned_away: list[Reject] = []
+    for name, source in _named(params.sources):
+        taken, refused = read(source, name)
+        log.info("%s: %d rows, %d rejected", name, len(taken), len(refused))
+        rows += taken
+        turned_away += refused
+    total = len(rows) + len(turned_away)
+    counts = Counter((row.source, "rows") for row in rows)
+    counts.update((reject.source, "rows") for reject in turned_away)
+    rows, duplicates, conflicts = deduplicate(rows)
+    turned_away += conflicts
+    _check_reject_share(turned_away, total, params.max_reject_share)
+
+    shown = {normalise(example.problem) for example in params.prompt.examples}
+    examples = [row for row in rows if normalise(row.problem) in shown]
+    rows = [row for row in rows if normalise(row.problem) not in shown]
+    heldout = [row for row in rows if split(row.problem, params.heldout_share) == "heldout"]
+    train = [row for row in rows if split(row.problem, params.heldout_share) == "train"]
+    overlapping, report = _overlaps(train, heldout, benchmarks, params)
+    kept = [row for row in train if row not in overlapping]
+    if not kept:
+        raise InputError(
+            f"no training prompts are left of {total} rows ({len(turned_away)} rejected, "
+            f"{len(duplicates)} duplicates, {len(overlapping)} overlapping, {len(heldout)} held "
+            "out); give more rows or a lower prepare.heldout_share"
+        )
+    if params.heldout_share > 0 and not heldout:
+        log.warning("no prompt fell into the held-out split; give more rows")
+
+    for what, group in (
+        ("rejected", turned_away),
+        ("duplicates", duplicates),
+        ("few_shot_examples", examples),
+        ("overlapping", overlapping),
+        ("heldout", heldout),
+        ("train", kept),
+    ):
+        counts.update((item.source, what) for item in group)
+    chosen = set(kept) | set(heldout)
+    table = [_prompt(row, params) for row in rows if row in chosen]
+    io.write_table(out, table, "prompts")
+    io.write_table(rejects, [vars(reject) for reject in turned_away], "rejects")
+    io.write_json(summary, _summary(params, counts, turned_away, report))
+    return (
+        f"{len(kept)} train and {len(heldout)} heldout prompts of {total} rows; "
+        f"{len(turned_away)} rejected, {len(duplicates)} duplicates, "
+        f"{len(examples) + len(overlapping)} removed for overlap"
+    )
+
+
+def benchmark_names(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(name, path) of benchmark files: the file's stem, numbered where it came before."""
+    seen: Counter[str] = Counter()
+    for path in paths:
+        stem = Path(path).stem
+        seen[stem] += 1
+        yield (stem if seen[stem] == 1 else f"{stem}#{seen[stem]}"), path
+
+
+def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
+    seen: Counter[str] = Counter()
+    for source in sources:
+        name = name_of(source)
+        seen[name] += 1
+        yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), source
+
+
+def _check_reject_share(rejects: Sequence[Reject], total: int, bound: float) -> None:
+    if len(rejects) <= bound * total:
+        return
+    reasons = Counter(reject.reason for reject in rejects).most_common(3)
+    told = []
+    for reason, count in reasons:
+        first = next(reject for reject in rejects if reject.reason == reason)
+        told.append(f"{reason} ({count}; {first.source} row {first.row}: {first.content[:120]!r})")
+    raise InputError(
+        f"{len(rejects)} of {total} rows are rejected, above prepare.max_reject_share {bound:g}: "
+        f"{'; '.join(told)}; fix the rows or raise the share"
+    )
+
+
+def _overlaps(
+    train: Sequence[Row],
+    heldout: Sequence[Row],
+    benchmarks: dict[str, list[str]],
+    params: PrepareParams,
+) -> tuple[set[Row], dict[str, Any]]:
+    against = {**benchmarks, HELDOUT: [row.problem for row in heldout]}
+    problems = [row.problem for row in train]
+    bounds = params.overlap.ngram, params.overlap.share
+    found = decontaminate.find_overlaps(problems, against, *bounds)
+    places = [f"{row.source} row {row.row}" for row in train]
+    report = decontaminate.report(problems, against, found, *bounds, places)
+    return {train[i] for matches in found.values() for i in matches}, report
+
+
+def _prompt(row: Row, params: PrepareParams) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt_id(row.problem, row.answers),
+        "source": row.source,
+        "split": split(row.problem, params.heldout_share),
+        "problem": row.problem,
+        "answers": list(row.answers),
+        "level": row.level,
+        **render(row.problem, params.prompt),
+    }
+
+
+def _summary(
+    params: PrepareParams,
+    counts: Counter[tuple[str, str]],
+    rejects: Sequence[Reject],
+    report: dict[str, Any],
+) -> dict[str, Any]:
+    names = [name for name, _ in _named(params.sources)]
+    return {
+        "sources": {name: {key: counts[name, key] for key in COUNTED} for name in names},
+        "total": {key: sum(counts[name, key] for name in names) for key in COUNTED},
+        "reject_reasons": dict(Counter(reject.reason for reject in rejects)),
+        "overlap": report,
+    }

@@ -1,0 +1,191 @@
+"""Rows of (problem, accepted answers, level) from generators, files and the hub.
+
+What is wrong with a whole source is an InputError; what is wrong with one of its rows is a Reject
+that says why.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from entrograd import params
+from entrograd.data import tabular
+from entrograd.errors import InputError
+
+Record = tuple[int, Any]  # its number, from 1; a mapping of columns, or tabular.Malformed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One problem. `row` counts the source's records from 1 (lines, in a JSONL file)."""
+
+    source: str
+    row: int
+    problem: str
+    answers: tuple[str, ...]
+    level: str | None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row turned away, and why."""
+
+    source: str
+    row: int
+    reason: str
+    content: str
+
+
+def name_of(source: params.Source) -> str:
+    """What the tables call a source: its task, its file's name or its name on the hub."""
+    if isinstance(source, params.ReasoningGymSource):
+        return source.task
+    return Path(source.path).name if isinstance(source, params.FileSource) else source.name
+
+
+def read(source: params.Source, name: str | None = None) -> tuple[list[Row], list[Reject]]:
+    """All rows of a source, in its order, each kept or rejected; `name` replaces its own.
+
+    Raises InputError where the source as a whole can't be read: an unknown task, a missing, empty
+    or non-UTF-8 file, a column that is missing or of the wrong type, no network for the hub.
+    """
+    name = name or name_of(source)
+    columns = source.problem, "answer", None
+    if isinstance(source, params.ReasoningGymSource):
+        from entrograd.data.generated import generate
+
+        records: Iterable[Record] = generate(source)
+    else:
+        columns = source.problem, source.answer, source.level  # type: ignore[assignment]
+        wanted = [column for column in columns if column is not None]
+        if isinstance(source, params.FileSource):
+            records = tabular.read_records(source.path, wanted, texts=[source.problem])
+        else:
+            records = _hub_records(source, wanted)
+        records = islice(records, source.limit)
+    rows: list[Row] = []
+    rejects: list[Reject] = []
+    for number, record in records:
+        taken = _take(name, number, record, *columns)
+        if isinstance(taken, Row):
+            rows.append(taken)
+        else:
+            rejects.append(taken)
+    if not rows and not rejects:
+        raise InputError(f"{name}: no rows; give a source that has some")
+    return rows, rejects
+
+
+def read_problems(path: Path | str, column: str = "problem") -> list[str]:
+    """The problems of a benchmark or training file, by its column alone.
+
+    Raises InputError as `read` does, and for any row without a problem: a list that can't be
+    read whole can't be guarded against.
+    """
+    problems = []
+    for number, record in tabular.read_records(path, [column], texts=[column]):
+        if isinstance(record, tabular.Malformed):
+            raise InputError(f"{path}: row {number}: {record.reason}: {record.content[:80]!r}")
+        problem, reason = _problem(record.get(column))
+        if reason:
+            raise InputError(f"{path}: row {number}: {reason} (column {column}); fix or remove it")
+        problems.append(problem)
+    return problems
+
+
+# --- one row ---------------------------------------------------------------------------------
+
+
+def _take(
+    source: str, number: int, record: Any, problem_at: str, answer_at: str, level_at: str | None
+) -> Row | Reject:
+    if isinstance(record, tabular.Malformed):
+        return Reject(source, number, record.reason, record.content)
+    problem, reason = _problem(_at(record, problem_at))
+    answers, why = _answers(record.get(answer_at))
+    reason = reason or why
+    if reason:
+        return Reject(source, number, reason, tabular.shown(record))
+    level = record.get(level_at) if level_at else None
+    return Row(source, number, problem, answers, None if level is None else _number_or_text(level))
+
+
+def _problem(value: Any) -> tuple[str, str | None]:
+    """A problem's text, or why it is none."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "", "missing problem"
+    if not isinstance(value, str):
+        return "", "problem is not text"
+    return (value, None) if _encodable(value) else ("", "problem is not valid Unicode")
+
+
+def _answers(value: Any) -> tuple[tuple[str, ...], str | None]:
+    """The accepted answers, or why there are none."""
+    given = value if isinstance(value, list | tuple) else [value]
+    if not given or any(item is None or item == "" for item in given):
+        return (), "missing answer"
+    if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in given):
+        return (), "answer is not text, a number or a list of them"
+    if any(isinstance(item, float) and not math.isfinite(item) for item in given):
+        return (), "answer is not finite"
+    answers = tuple(dict.fromkeys(_number_or_text(item).strip() for item in given))
+    if not all(answers):
+        return (), "missing answer"
+    return (answers, None) if all(map(_encodable, answers)) else ((), "answer is not valid Unicode")
+
+
+def _number_or_text(value: Any) -> str:
+    """A value as text; 18.0 is 18, as files that know one number type write integers."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair, written as an escape
+        return False
+    return True
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    """The value at a column, or at a dotted path into nested mappings."""
+    if path in record:
+        return record[path]
+    value: Any = record
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+# --- the hub ---------------------------------------------------------------------------------
+
+
+def _hub_records(source: params.HubSource, wanted: list[str]) -> Iterator[Record]:
+    import datasets
+
+    asked = f"{source.name}@{source.revision}, split {source.split}"
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(
+            source.name, source.subset, split=source.split, revision=source.revision
+        )
+    except Exception as error:  # the client raises many unrelated types: HTTP, cache, format
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        said = str(error).splitlines()[0] if str(error) else ""
+        raise InputError(
+            f"hub data set {asked}: neither reachable nor in the local cache{offline} "
+            f"({type(error).__name__}: {said}); check name, revision and network, or download it "
+            "elsewhere and name it as a source of kind file"
+        ) from error
+    tabular.check_columns(table.features.arrow_schema, f"hub data set {asked}", wanted, [wanted[0]])
+    return ((number, record) for number, record in enumerate(table, start=1))

@@ -1,0 +1,13 @@
+"""Training and held-out rows, told apart by content alone."""
+
+from __future__ import annotations
+
+from entrograd.data.normalise import content_number
+
+
+def split(problem: str, heldout_share: float) -> str:
+    """`heldout` where the problem's content number is below `heldout_share`, else `train`.
+
+    Rows added, removed or reordered never move another row; equal problems never part.
+    """
+    return "heldout" if content_number(problem) < heldout_share else "train"

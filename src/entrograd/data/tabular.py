@@ -1,0 +1,141 @@
+"""Records of JSONL, CSV and Parquet files, numbered from 1."""
+
+from __future__ import annotations
+
+import csv
+import io as streams
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from entrograd.errors import InputError
+
+SHOWN = 2000  # characters kept of a rejected record
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A record that can't be parsed."""
+
+    reason: str
+    content: str
+
+
+Records = Iterator[tuple[int, Any]]
+
+
+def read_records(path: Path | str, wanted: Sequence[str], texts: Sequence[str]) -> Records:
+    """(number, record) for each record of a file, a mapping of columns or Malformed.
+
+    Args:
+        path: a .jsonl, .ndjson, .csv or .parquet file.
+        wanted: columns it must have; a JSONL file must have each in at least one record.
+        texts: those of them that must be text where the file types its columns.
+
+    Raises InputError, before the first record, where the file is missing, empty, of another kind,
+    not UTF-8, or lacks a wanted column.
+    """
+    path = Path(path)
+    kinds: dict[str, Callable[[Path, Sequence[str], Sequence[str]], Records]] = {
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }
+    if path.suffix.lower() not in kinds:
+        raise InputError(f"{path}: expected a file ending in {', '.join(kinds)}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    return kinds[path.suffix.lower()](path, wanted, texts)
+
+
+def shown(record: Any) -> str:
+    """A record as one line of text, cut to a length that can be stored and printed."""
+    if not isinstance(record, str):
+        record = json.dumps(record, ensure_ascii=False, default=str)
+    return record[:SHOWN].encode("utf-8", "replace").decode("utf-8")
+
+
+def check_columns(
+    schema: pa.Schema, where: str, wanted: Sequence[str], texts: Sequence[str]
+) -> None:
+    """InputError where a wanted column is missing, or one of `texts` is not text."""
+    _check_names(schema.names, where, wanted)
+    for name in texts:
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(f"{where}: column {name} is {kind}, expected text")
+
+
+def _check_names(names: Sequence[str], where: str, wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise InputError(
+            f"{where}: no column {', '.join(missing)}; it has {', '.join(names) or 'none'}"
+        )
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}: line {line}: byte {content[error.start]:#04x} is not UTF-8; convert the file"
+        ) from None
+
+
+def _jsonl(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records:  # noqa: ARG001
+    lines = [line for line in enumerate(_text(path).split("\n"), start=1) if line[1].strip()]
+    if not lines:
+        raise InputError(f"{path}: the file is empty")
+    records = [(number, _parse(line)) for number, line in lines]
+    parsed = [record for _, record in records if isinstance(record, dict)]
+    if parsed:  # columns are known by what any row has
+        _check_names(
+            list(dict.fromkeys(key for record in parsed for key in record)), str(path), wanted
+        )
+    return iter(records)
+
+
+def _parse(line: str) -> dict[str, Any] | Malformed:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return Malformed("malformed JSON", shown(line))
+    return record if isinstance(record, dict) else Malformed("not a JSON object", shown(line))
+
+
+def _csv(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records:  # noqa: ARG001
+    reader = csv.reader(streams.StringIO(_text(path), newline=""), strict=True)
+    try:
+        header, *rows = [row for row in reader if row] or [[]]
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
+    _check_names(header, str(path), wanted)
+    return ((number, _fields(header, row)) for number, row in enumerate(rows, start=1))
+
+
+def _fields(header: list[str], row: list[str]) -> dict[str, str] | Malformed:
+    if len(row) != len(header):
+        return Malformed(f"{len(row)} fields, expected {len(header)}", shown(",".join(row)))
+    return dict(zip(header, row, strict=True))
+
+
+def _parquet(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records:
+    try:
+        file = pq.ParquetFile(path)
+        check_columns(file.schema_arrow, str(path), wanted, texts)
+        table = file.read(columns=list(dict.fromkeys(wanted)))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file: {error}") from None
+    return iter(enumerate(table.to_pylist(), start=1))

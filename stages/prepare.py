@@ -1,0 +1,32 @@
+"""Turn sources into the prompts table: validated, deduplicated, split by content, decontaminated.
+
+Section prepare: sources, prompt, heldout_share, max_reject_share, overlap.
+"""
+
+import sys
+
+from entrograd.stage import Run, run_stage
+
+
+def work(run: Run) -> str:
+    """The library call."""
+    from entrograd.data.prepare import prepare
+
+    return prepare(run.params.prepare, run.paths.out, run.paths.rejects, run.paths.summary)
+
+
+if __name__ == "__main__":
+    sys.exit(
+        run_stage(
+            "prepare",
+            work,
+            doc=__doc__,
+            sections=("prepare",),
+            inputs={},
+            outputs={
+                "out": "data/prompts.parquet",
+                "rejects": "data/rejects.parquet",
+                "summary": "results/prepare.json",
+            },
+        )
+    )
