@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from entrograd import io, params
 from entrograd.errors import InputError
-from entrograd.report import plots, tables
+from entrograd.report import curves, plots, tables
 
 BINS = 12
 LONGEST_TEXT = 4000  # characters of a completion that are shown
@@ -73,6 +73,7 @@ def render(section: params.ReportParams, inputs: Inputs, confidence: float) -> s
         title=section.title,
         interval=f"{100 * confidence:g} % interval",
         models=models,
+        colours={m.name: plots.colour(i) for i, m in enumerate(models)},
         differences=differences,
         accuracy=_figure(plots.accuracy(models), "accuracy", "Accuracy of each model")
         if models
@@ -122,10 +123,10 @@ def _curves(inputs: Inputs) -> list[dict[str, Any]]:
         if path is not None
     ]
     found = []
-    for number, metric in enumerate(plots.METRICS):
+    for number, metric in enumerate(curves.METRICS):
         figures = []
         for run, hue, columns in runs:
-            spec = plots.curve(metric, columns, run, hue)
+            spec = curves.curve(metric, columns, run, hue)
             if spec is not None:
                 figures.append(_figure(spec, f"{run}-{number}", f"{metric.title}, {run} training"))
         if figures:

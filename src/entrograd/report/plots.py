@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import vl_convert
 
-from entrograd.report.tables import Bin, Score, histogram, rolling_mean
+from entrograd.report.tables import Bin, Score, histogram
 
 Spec = dict[str, Any]
 
 INK, MUTED, GRID = "#1d2433", "#5b6475", "#e6e9ef"
 COLOURS = ("#8b95a7", "#2f6fbf", "#0b8f6f", "#b4541a", "#7a4fb5", "#b3275f")
-SECONDARY = ("#c99a2e", "#b4541a")  # further lines of one figure
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
-SMOOTH_FROM = 20  # points from which a curve is drawn smoothed, the raw values behind it
 
 CONFIG: Spec = {
     "background": None,
@@ -136,131 +132,6 @@ def accuracy(models: Sequence[Score]) -> Spec:
             },
         ],
     }
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure of training: the columns it draws, each with its word in the legend."""
-
-    title: str
-    unit: str
-    columns: Mapping[str, str]
-    explain: str
-
-
-METRICS = (
-    Metric(
-        "Mean reward",
-        "mean reward",
-        {"reward_mean": "mean reward"},
-        "Of each step's completions, as they were graded.",
-    ),
-    Metric(
-        "Token entropy",
-        "entropy, nats",
-        {"entropy_mean": "mean", "entropy_q10": "10 % quantile", "entropy_q90": "90 % quantile"},
-        "Of the policy that sampled the completions, over trained tokens. Offline these are the "
-        "stored completions, so it shows the data; online, a fall to zero means that the model has "
-        "stopped exploring.",
-    ),
-    Metric(
-        "Semantic entropy",
-        "entropy, nats",
-        {"semantic_entropy": "semantic entropy"},
-        "Mean over the step's groups: 0 where all completions of a group give the same answer.",
-    ),
-    Metric(
-        "Groups without signal",
-        "share of groups",
-        {"zero_signal_share": "no signal"},
-        "Groups whose completions all have the same reward: their advantages are zero.",
-    ),
-    Metric(
-        "Loss",
-        "loss",
-        {"loss": "loss"},
-        "The policy loss that is differentiated. It gives a direction and is no score: it need not "
-        "fall.",
-    ),
-    Metric(
-        "Gradient norm",
-        "L2 norm",
-        {"grad_norm": "gradient norm"},
-        "Over all weights, before clipping.",
-    ),
-    Metric(
-        "Distance from the sampling policy",
-        "KL, nats a token",
-        {"kl_k3": "KL"},
-        "KL divergence of the trained policy from the one that drew the completions (k3 estimate).",
-    ),
-    Metric(
-        "Clipped tokens",
-        "share of tokens",
-        {"clip_low": "below the bound", "clip_high": "above the bound"},
-        "Trained tokens whose probability ratio has passed the bound in the direction of their "
-        "advantage, so that they give no gradient.",
-    ),
-    Metric(
-        "Modulation",
-        "multiplier",
-        {"modulation_mean": "mean", "modulation_min": "smallest"},
-        "The factor on a group's advantages.",
-    ),
-)
-
-
-def curve(
-    metric: Metric, columns: Mapping[str, Sequence[float]], run: str, hue: str
-) -> Spec | None:
-    """One metric of one run over its steps; None where the run has no finite value of it."""
-    steps = columns.get("step", ())
-    names = [
-        name
-        for name in metric.columns
-        if any(math.isfinite(value) for value in columns.get(name, ()))
-    ]
-    if not names:
-        return None
-    smooth = len(steps) >= SMOOTH_FROM
-    values = []
-    for name in names:
-        rolled = rolling_mean(columns[name], max(1, len(steps) // 40)) if smooth else columns[name]
-        for step, raw, mean in zip(steps, columns[name], rolled, strict=True):
-            if math.isfinite(raw):
-                row = {"step": step, "raw": raw, "mean": mean, "series": metric.columns[name]}
-                values.append(row)
-    series = [metric.columns[name] for name in names]
-    hues = [hue, *SECONDARY][: len(series)]
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "title": f"step of {run} training",
-        "axis": {"grid": False, "tickMinStep": 1, "tickCount": 6},
-        "scale": {"nice": False},
-    }
-    y = {
-        "type": "quantitative",
-        "title": metric.unit,
-        "axis": {"tickCount": 5, "minExtent": 38},
-        "scale": {"zero": metric.unit not in ("loss", "multiplier")},
-    }
-    colours = {
-        "field": "series",
-        "type": "nominal",
-        "scale": {"domain": series, "range": hues},
-        "legend": {} if len(series) > 1 else None,
-    }
-    line = {"type": "line", "strokeWidth": 2.2, "point": len(steps) < SMOOTH_FROM}
-    layers: list[Spec] = [
-        {"mark": line, "encoding": {"x": x, "y": {"field": "mean", **y}, "color": colours}}
-    ]
-    if smooth:
-        faint = {"type": "line", "strokeWidth": 1, "opacity": 0.3}
-        layers.insert(
-            0, {"mark": faint, "encoding": {"x": x, "y": {"field": "raw", **y}, "color": colours}}
-        )
-    return {"width": 400, "height": 170, "data": {"values": values}, "layer": layers}
 
 
 def entropy_histogram(entropies: Sequence[float], high: float, bins: int) -> Spec:

@@ -1,0 +1,323 @@
+"""The page and its numbers: choices by hand, escaping, determinism, absent inputs."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entrograd import io, params
+from entrograd.errors import InputError
+from entrograd.report import curves, plots, tables
+from entrograd.report.browser import Inputs, report
+
+SUMMARY = {
+    "base": {"n": 4, "accuracy": 0.25, "ci_low": 0.05, "ci_high": 0.70},
+    "offline": {"n": 4, "accuracy": 0.5, "ci_low": 0.15, "ci_high": 0.85},
+    "online": {"n": 4, "accuracy": 0.5, "ci_low": 0.15, "ci_high": 0.85},
+    "offline_minus_base": {"diff": 0.25, "ci_low": 0.01, "ci_high": 0.5},
+    "online_minus_base": {"diff": 0.25, "ci_low": -0.25, "ci_high": 0.75},
+}
+SCRIPT = "<script>alert('owned')</script>"
+
+
+def sample(model: str, problem: int, reward: float, text: str = "4", **more: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "benchmark": "heldout",
+        "problem_id": f"p{problem}",
+        "sample_index": 0,
+        "problem": f"2 + {problem} <i>",
+        "answers": ["4"],
+        "completion_text": text,
+        "answer": text or None,
+        "reward": reward,
+        "reward_status": "ok" if text else "no_answer",
+        "finish_reason": "stop",
+        **more,
+    }
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Inputs:
+    """A small run's files: p0 fixed, p1 broken, p2 still wrong, p3 fixed."""
+    io.write_json(tmp_path / "summary.json", SUMMARY)
+    rewards = {"base": (0, 1, 0, 0), "offline": (1, 1, 0, 0), "online": (1, 0, 0, 1)}
+    for index, (model, row) in enumerate(rewards.items()):
+        rows = [
+            sample(model, i, float(reward), SCRIPT if i == 2 else "" if i == 1 else "4")
+            for i, reward in enumerate(row)
+        ]
+        io.write_table(tmp_path / "samples" / io.shard_name(index), rows, "samples")
+    io.write_manifest(tmp_path / "samples")
+    return Inputs(tmp_path / "summary.json", tmp_path / "samples")
+
+
+@pytest.fixture
+def all_files(files: Inputs, tmp_path: Path) -> Inputs:
+    entry = {
+        "problems": 30,
+        "n": 4,
+        "temperature": 0.6,
+        "list_sha256": "c0ffee" * 10 + "abcd",
+        "grader": "math-verify 0.9.0",
+        "models": {"base": {"accuracy": 0.1, "ci_low": 0.0, "ci_high": 0.2}},
+        "differences": {},
+    }
+    io.write_json(tmp_path / "benchmarks.json", {"aime24": entry})
+    curve = [{"step": i + 1, "loss": 0.1 * i, "entropy_mean": 1.0 / (i + 1)} for i in range(30)]
+    io.write_csv(tmp_path / "offline.csv", curve[:3])
+    io.write_csv(tmp_path / "online.csv", [{**row, "reward_mean": 0.5} for row in curve])
+    groups = [
+        {
+            "prompt_id": f"p{i}",
+            "completions": 8,
+            "mean_reward": i / 8,
+            "clusters": 2,
+            "semantic_entropy_rao": i * math.log(8) / 8,
+            "semantic_entropy_discrete": 0.0,
+            "semantic_entropy_paper": 0.0,
+            "mean_token_entropy": 0.5,
+        }
+        for i in range(9)
+    ]
+    io.write_table(tmp_path / "groups.parquet", groups, "groups")
+    io.write_json(tmp_path / "prepare.json", {"rows": 1234, "overlap": {"aime24": 7}})
+    io.write_json(tmp_path / "annotate.json", {"reward_status": {"ok": 6, "timeout": 2}})
+    names = ("benchmarks.json", "offline.csv", "online.csv", "groups.parquet")
+    paths = [tmp_path / name for name in (*names, "prepare.json", "annotate.json")]
+    return Inputs(files.summary, files.samples, *paths)
+
+
+def page(inputs: Inputs, out: Path, **section: Any) -> str:
+    report(params.ReportParams(**section), inputs, out)
+    return (out / "index.html").read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """The tags of a page and the text of its headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.headings: list[str] = []
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.open.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h2", "h3"):
+            self.headings.append(data)
+
+
+class TestPage:
+    def test_needs_no_other_file_and_runs_nothing(self, all_files: Inputs, tmp_path: Path) -> None:
+        outline = Outline(page(all_files, tmp_path / "report"))
+        assert {"script", "link", "img", "iframe", "object"}.isdisjoint(outline.tags)
+        assert all(link.startswith("#") for link in outline.links)
+        assert [file.name for file in (tmp_path / "report").iterdir()] == ["index.html"]
+
+    def test_shows_every_part(self, all_files: Inputs, tmp_path: Path) -> None:
+        text = page(all_files, tmp_path / "report", title="a <b> run")
+        assert {"Result", "Benchmarks", "Training", "Data", "Samples"} <= set(
+            Outline(text).headings
+        )
+        assert "a &lt;b&gt; run" in text
+        assert "25.0 %" in text
+        assert "5.0 – 70.0 %" in text
+        assert "+25.0 points" in text
+        assert "avg@4 at temperature 0.6" in text
+        assert "c0ffeec0ffee" in text
+        assert "6 (75.0 %)" in text  # status ok: 6 of 8
+        assert "1\u202f234" in text
+        # accuracy; loss and entropy of both runs; reward of one; two of the groups
+        assert Outline(text).tags.count("svg") == 1 + 2 + 2 + 1 + 2
+
+    def test_leaves_out_what_a_run_does_not_have(self, files: Inputs, tmp_path: Path) -> None:
+        assert Outline(page(files, tmp_path / "report")).headings == ["Result", "Samples"]
+
+    def test_benchmarks_alone(self, all_files: Inputs, tmp_path: Path) -> None:
+        io.write_json(tmp_path / "none.json", {})
+        inputs = Inputs(tmp_path / "none.json", all_files.samples, all_files.benchmarks)
+        assert Outline(page(inputs, tmp_path / "report")).headings == [
+            "Benchmarks",
+            "aime24",
+            "Samples",
+        ]
+
+    def test_model_text_is_escaped(self, files: Inputs, tmp_path: Path) -> None:
+        text = page(files, tmp_path / "report")
+        assert SCRIPT not in text
+        assert "&lt;script&gt;alert(&#39;owned&#39;)&lt;/script&gt;" in text
+        assert "2 + 0 &lt;i&gt;" in text
+
+    def test_names_in_figures_are_escaped(self, files: Inputs, tmp_path: Path) -> None:
+        io.write_json(tmp_path / "summary.json", {"<script>x": SUMMARY["base"]})
+        text = page(files, tmp_path / "report")
+        assert "<script" not in text
+        assert "&lt;script&gt;x" in text
+
+    def test_equal_inputs_give_equal_bytes_wherever_they_are(
+        self, all_files: Inputs, tmp_path: Path
+    ) -> None:
+        first = page(all_files, tmp_path / "one")
+        assert page(all_files, tmp_path / "elsewhere" / "two") == first
+        assert str(tmp_path) not in first
+
+    def test_ids_of_figures_are_unique(self, all_files: Inputs, tmp_path: Path) -> None:
+        found = re.findall(r'\bid="([^"]+)"', page(all_files, tmp_path / "report"))
+        assert len(found) == len(set(found))
+
+    def test_the_interval_is_named_by_its_confidence(self, files: Inputs, tmp_path: Path) -> None:
+        report(params.ReportParams(), files, tmp_path / "report", confidence=0.9)
+        text = (tmp_path / "report" / "index.html").read_text()
+        assert "90 % interval" in text
+        assert "95 %" not in text
+
+    def test_an_empty_completion_is_called_so(self, files: Inputs, tmp_path: Path) -> None:
+        assert "(empty completion)" in page(files, tmp_path / "report")
+
+    def test_no_samples_wanted(self, files: Inputs, tmp_path: Path) -> None:
+        assert "Samples" not in Outline(page(files, tmp_path / "report", samples=0)).headings
+
+    def test_a_summary_that_is_not_one_is_named(self, files: Inputs, tmp_path: Path) -> None:
+        io.write_json(tmp_path / "summary.json", {"base": {"accuracy": "high"}})
+        with pytest.raises(InputError, match=r"summary\.json: base: expected accuracy"):
+            page(files, tmp_path / "report")
+        assert not (tmp_path / "report").exists()
+
+    def test_malformed_benchmarks_are_named(self, all_files: Inputs, tmp_path: Path) -> None:
+        io.write_json(tmp_path / "benchmarks.json", {"aime24": {"problems": 3}})
+        with pytest.raises(InputError, match=r"benchmarks\.json: aime24"):
+            page(all_files, tmp_path / "report")
+
+
+class TestScores:
+    def test_the_reference_comes_first_and_differences_keep_the_order(self) -> None:
+        names = {"zebra": SUMMARY["online"], "zebra_minus_base": SUMMARY["online_minus_base"]}
+        models, differences = tables.scores(dict(sorted((SUMMARY | names).items())), "here")
+        assert [m.name for m in models] == ["base", "zebra", "offline", "online"]
+        assert [d.words for d in differences] == ["zebra − base", "offline − base", "online − base"]
+
+    def test_words_of_a_difference(self) -> None:
+        _, (offline, online) = tables.scores(SUMMARY, "here")
+        assert (offline.points, offline.points_range) == ("+25.0 points", "+1.0 to +50.0")
+        assert (offline.verdict, online.verdict) == ("better", "no clear difference")
+        assert tables.Score("x", -0.125, -0.2, -0.1).points == "−12.5 points"
+        assert tables.Score("x", -0.125, -0.2, -0.1).verdict == "worse"
+        assert tables.signed(-0.01) == "0.0"
+
+
+class TestCurves:
+    def test_reads_numbers_and_gaps(self, tmp_path: Path) -> None:
+        (tmp_path / "c.csv").write_text("step,loss,kl\n1,0.5,\n2,-1e-3,0.25\n")
+        columns = tables.read_curve(tmp_path / "c.csv")
+        assert columns["step"] == [1.0, 2.0]
+        assert columns["loss"] == [0.5, -0.001]
+        assert math.isnan(columns["kl"][0])
+        assert columns["kl"][1] == 0.25
+
+    def test_a_cell_that_is_no_number_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "c.csv").write_text("step,loss\n1,0.5\n2,oops\n")
+        with pytest.raises(InputError, match=r"c\.csv: line 3: loss is 'oops'"):
+            tables.read_curve(tmp_path / "c.csv")
+
+    def test_a_log_without_steps_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "c.csv").write_text("loss\n1\n")
+        with pytest.raises(InputError, match="no column step"):
+            tables.read_curve(tmp_path / "c.csv")
+
+    def test_a_run_without_steps_has_no_figure(self, tmp_path: Path) -> None:
+        (tmp_path / "c.csv").write_text("")
+        columns = tables.read_curve(tmp_path / "c.csv")
+        assert curves.curve(curves.METRICS[0], columns, "online", "#000000") is None
+
+    def test_rolling_mean(self) -> None:
+        # half 1: (1+2)/2, (1+2+6)/3, (2+6)/2 with the NaN left out, 6, and the last alone with 6
+        nan = math.nan
+        assert tables.rolling_mean([1.0, 2.0, 6.0, nan], 1) == [1.5, 3.0, 4.0, 6.0]
+        assert math.isnan(tables.rolling_mean([nan], 3)[0])
+
+    def test_only_finite_columns_are_drawn(self) -> None:
+        clipped = next(m for m in curves.METRICS if "clip_low" in m.columns)
+        columns = {"step": [1.0, 2.0], "clip_low": [math.nan] * 2, "clip_high": [0.5, math.nan]}
+        spec = curves.curve(clipped, columns, "online", "#000000")
+        assert spec is not None
+        assert [(row["step"], row["raw"]) for row in spec["data"]["values"]] == [(1.0, 0.5)]
+
+
+class TestFigures:
+    def test_same_bytes_each_time(self) -> None:
+        spec = plots.entropy_histogram([0.1, 0.5, 2.0], math.log(8), 4)
+        assert plots.svg(spec, "a") == plots.svg(spec, "a")
+
+    def test_axes_have_titles_with_units(self) -> None:
+        text = plots.svg(plots.entropy_histogram([0.1], math.log(8), 4), "a")
+        assert "semantic entropy of the group, nats" in text
+        models, _ = tables.scores(SUMMARY, "here")
+        assert "accuracy on the same problems, %" in plots.svg(plots.accuracy(models), "b")
+
+    def test_histogram(self) -> None:
+        # bins of [0, 2]: [0, .5) [.5, 1) [1, 1.5) [1.5, 2]; 2.1 counts in the last
+        assert tables.histogram([0, 0.49, 0.5, 1.2, 2.0, 2.1], 0, 2, 4) == [2, 1, 1, 2]
+
+    def test_reward_by_entropy(self) -> None:
+        found = tables.reward_by_entropy([0.1, 0.2, 1.9], [1.0, 0.5, 0.0], 2.0, 4)
+        assert found == [tables.Bin(0.0, 0.5, 2, 0.75), tables.Bin(1.5, 2.0, 1, 0.0)]
+
+
+class TestSamples:
+    def rows(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        return [
+            sample(model, i, float(pair[place]))
+            for place, model in enumerate(("base", "online"))
+            for i, pair in enumerate(pairs)
+        ]
+
+    def test_kinds(self) -> None:
+        compared = tables.compare(self.rows([(0, 1), (1, 0), (0, 0), (1, 1)]), ["base", "online"])
+        assert [c.kind for c in compared] == list(tables.KINDS)
+
+    def test_only_problems_all_models_answered(self) -> None:
+        rows = [*self.rows([(0, 1)]), sample("base", 7, 1.0)]
+        assert len(tables.compare(rows, ["base", "online"])) == 1
+
+    def test_twelve_of_plenty(self) -> None:
+        pairs = [(0, 1), (1, 0), (0, 0), (1, 1)] * 20
+        chosen = tables.choose(tables.compare(self.rows(pairs), ["base", "online"]), 12)
+        kinds = [c.kind for c in chosen]
+        assert [kinds.count(kind) for kind in tables.KINDS] == [5, 3, 3, 1]
+
+    def test_other_kinds_fill_up_where_one_runs_short(self) -> None:
+        compared = tables.compare(self.rows([(0, 1)] * 2 + [(1, 1)] * 9), ["base", "online"])
+        kinds = [c.kind for c in tables.choose(compared, 6)]
+        assert kinds == ["fixed"] * 2 + ["right throughout"] * 4
+        assert len(tables.choose(compared, 100)) == 11
+
+
+def test_facts_join_nested_names() -> None:
+    value = {"rows": 12345, "overlap": {"aime24": 0}, "share": 0.25, "ids": [1], "ok": True}
+    assert tables.facts(value) == [
+        ("rows", "12\u202f345"),
+        ("overlap · aime24", "0"),
+        ("share", "0.25"),
+        ("ok", "True"),
+    ]
+
+
+def test_every_metric_is_a_column_of_its_own() -> None:
+    columns = [column for metric in curves.METRICS for column in metric.columns]
+    assert len(columns) == len(set(columns))
