@@ -118,7 +118,7 @@ class Project:
         *,
         force: bool = False,
         timeout: float | None = None,
-        emit: Emit = lambda line: None,
+        emit: Emit | None = None,
     ) -> Outcome:
         """`dvc repro --single-item STAGE`; its output goes to `emit` line by line.
 
@@ -137,7 +137,8 @@ class Project:
         def read(line: str) -> None:
             nonlocal state
             state = state or _state(stage, line)
-            emit(line)
+            if emit is not None:
+                emit(line)
 
         code, tail = self._run(stage, command, timeout, read)
         if code != 0:
@@ -151,7 +152,7 @@ class Project:
         arguments: Sequence[str],
         *,
         timeout: float | None = None,
-        emit: Emit = lambda line: None,
+        emit: Emit | None = None,
     ) -> None:
         """Any other dvc command, `name` in messages. Raises as `repro` does."""
         code, tail = self._run(name, arguments, timeout, emit)
@@ -170,7 +171,7 @@ class Project:
             thread.join()
 
     def _run(
-        self, name: str, arguments: Sequence[str], timeout: float | None, emit: Emit
+        self, name: str, arguments: Sequence[str], timeout: float | None, emit: Emit | None
     ) -> tuple[int, list[str]]:
         """The exit code and last lines of one dvc command."""
         with self._lock:
@@ -200,7 +201,8 @@ class Project:
             for line in process.stdout:
                 line = line.rstrip()[:MAX_LINE]
                 tail.append(line)
-                emit(line)
+                if emit is not None:
+                    emit(line)
             code = process.wait()
         finally:  # whatever was raised: nothing of the command outlives this call
             timer.cancel()
