@@ -28,24 +28,27 @@ def diagnostics(
     """
     with torch.no_grad():
         found = {
-            **_reward(batch),
+            **_reward(batch, advantages),
             **_policy(recipe, batch, logprobs, advantages),
             **_entropy(batch),
             **_modulation(recipe, batch),
             **_advantages(batch, advantages),
         }
-        return {name: float(value) for name, value in found.items()}
+        return {name: float(value) + 0.0 for name, value in found.items()}
 
 
-def _reward(batch: Batch) -> dict[str, Tensor]:
-    """reward_mean, as graded; zero_signal_share: share of groups whose rewards are all equal;
-    length_mean: trained tokens a completion."""
+def _has_signal(batch: Batch, advantages: Tensor) -> Tensor:
+    """[B] bool: some token of the completion's group has an advantage."""
+    return groups.totals((advantages != 0).any(-1), batch.groups) > 0
+
+
+def _reward(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
+    """reward_mean, as graded; zero_signal_share: share of groups whose advantages are all
+    zero; length_mean: trained tokens a completion."""
     return {
         "reward_mean": batch.rewards.double().mean(),
         "length_mean": batch.lengths.double().mean(),
-        "zero_signal_share": _group_mean(
-            groups.all_equal(batch.rewards, batch.groups).double(), batch
-        ),
+        "zero_signal_share": _group_mean((~_has_signal(batch, advantages)).double(), batch),
     }
 
 
@@ -110,7 +113,7 @@ def _advantages(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
     for name, chosen in (("correct", mask & correct), ("wrong", mask & ~correct)):
         if chosen.any():
             found[f"advantage_{name}"] = _token_mean(advantages.double(), chosen)
-    signal = ~groups.all_equal(batch.rewards, batch.groups)[:, None]
+    signal = _has_signal(batch, advantages)[:, None]
     if (chosen := mask & correct & signal).any():
         found["positive_correct"] = _token_mean((advantages > 0).double(), chosen)
     return found
