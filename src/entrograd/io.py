@@ -185,6 +185,20 @@ def shard_files(folder: Path | str) -> list[Path]:
     return [folder / shard["file"] for shard in listed]
 
 
+def assemble(work: Path, out: Path, shards: Sequence[str]) -> None:
+    """Make folder `out` of finished shards in `work`: linked or copied, manifest last, at once.
+
+    `work` keeps its shards until its stage has ended, so a crash here loses nothing.
+    """
+    with atomic_folder(out) as folder:
+        for shard in shards:
+            try:
+                os.link(work / shard, folder / shard)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(work / shard, folder / shard)
+        write_manifest(folder)
+
+
 # --- hashes ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,85 @@
+"""Stage train_offline: epochs over stored, annotated rollouts, with clipped importance ratios."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrograd import io
+from entrograd.errors import InputError
+from entrograd.methods import recipe as choose
+from entrograd.methods.base import Recipe
+from entrograd.models.load import load_tokenizer
+from entrograd.params import MethodParams, Sampling, TrainOfflineParams
+from entrograd.progress import progress
+from entrograd.train.batch import examples
+from entrograd.train.setup import Policy, check_columns
+from entrograd.train.step import StepSettings, train_step
+
+log = logging.getLogger("entrograd")
+
+Group = list[dict[str, Any]]
+
+
+def train_offline(
+    params: TrainOfflineParams,
+    method: MethodParams,
+    model: Path,
+    annotated: Path,
+    out: Path,
+    curve: Path,
+) -> str:
+    """Train the model in `model` on the annotated table; write weights and learning curve.
+
+    The ratio's denominator is the stored `old_logprobs`; temperature and length limit are those
+    the table's provenance says it was sampled with. Returns the one-line result.
+    """
+    recipe = choose(method)
+    groups = read_groups(annotated, recipe)
+    steps = params.epochs * -(-len(groups) // params.groups_per_step)
+    policy = Policy(model, params.dtype, params.device, params.optimizer, steps)
+    settings = step_settings(annotated, groups, params.token_budget)
+    order = np.random.Generator(np.random.Philox(key=params.seed))
+    curve_rows: list[dict[str, float]] = []
+    with progress(steps, "steps", "train_offline") as bar:
+        for epoch in range(params.epochs):
+            permutation = order.permutation(len(groups))
+            for start in range(0, len(groups), params.groups_per_step):
+                chosen = permutation[start : start + params.groups_per_step]
+                rows = [row for index in chosen for row in groups[index]]
+                batch = examples(rows, policy.model.device)
+                measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)
+                curve_rows.append({"step": len(curve_rows) + 1, "epoch": epoch + 1, **measured})
+                bar.advance(1, f"loss {measured['loss']:.4f}, norm {measured['grad_norm']:.3f}")
+    policy.save(load_tokenizer(model), out)
+    io.write_csv(curve, curve_rows)
+    return f"{steps} steps of {recipe.name} over {len(groups)} groups, {params.epochs} epochs"
+
+
+def read_groups(annotated: Path, recipe: Recipe) -> list[Group]:
+    """The table's rows by prompt, in order of first appearance; what the method needs is there."""
+    rows = io.read_table(annotated, "annotated").to_pylist()
+    if not rows:
+        raise InputError(f"{annotated}: no rows to train on")
+    check_columns(recipe, rows, str(annotated))
+    groups: dict[str, Group] = {}
+    for row in rows:
+        if row["prompt_ids"] and row["completion_ids"]:
+            groups.setdefault(row["prompt_id"], []).append(row)
+    if len(rows) > (kept := sum(map(len, groups.values()))):
+        log.warning("%s: %d rows without tokens are left out", annotated, len(rows) - kept)
+    return list(groups.values())
+
+
+def step_settings(annotated: Path, groups: list[Group], token_budget: int) -> StepSettings:
+    """Temperature and length limit as sampled; for tables made elsewhere 1 and the longest row."""
+    sampling = io.provenance(annotated).get("sampling")
+    if sampling is None:
+        longest = max(len(row["completion_ids"]) for group in groups for row in group)
+        log.info("%s: no provenance; temperature 1 and length limit %d", annotated, longest)
+        return StepSettings(1.0, longest, token_budget)
+    known = Sampling.model_validate(sampling)
+    return StepSettings(known.temperature or 1.0, known.max_new_tokens, token_budget)

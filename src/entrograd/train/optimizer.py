@@ -1,0 +1,81 @@
+"""AdamW on float32 master weights, with the schedule and the gradient norm's bound."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entrograd.params import Optimizer as OptimizerParams
+
+
+class Optimizer:
+    """Updates a model's weights; where those are bfloat16, through float32 masters.
+
+    The masters hold what training has learnt: an update smaller than bfloat16's resolution is
+    kept there, gradients of micro-batches are added up in float32, and `masters` is what is saved.
+    """
+
+    def __init__(
+        self, model: Any, masters: dict[str, Tensor], params: OptimizerParams, steps: int
+    ) -> None:
+        self.params, self.steps = params, steps
+        self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.masters = {
+            name: weight if weight.dtype == torch.float32 else masters[name].requires_grad_()
+            for name, weight in self.weights.items()
+        }
+        self.adamw = torch.optim.AdamW(
+            self.masters.values(),
+            lr=params.lr,
+            betas=params.betas,
+            eps=params.eps,
+            weight_decay=params.weight_decay,
+            fused=True,
+        )
+        self.done = 0
+
+    def learning_rate(self) -> float:
+        """The rate of the next update: linear warm-up to `lr`, then the schedule to the last."""
+        p, step = self.params, self.done
+        if step < p.warmup_steps:
+            return p.lr * (step + 1) / p.warmup_steps
+        if p.schedule == "constant":
+            return p.lr
+        part = (step - p.warmup_steps) / max(1, self.steps - p.warmup_steps)
+        if p.schedule == "linear":
+            return p.lr * (1 - part)
+        return p.lr * 0.5 * (1 + math.cos(math.pi * part))
+
+    def collect(self) -> None:
+        """Add the weights' gradients, one micro-batch's, to the masters' in float32."""
+        for name, weight in self.weights.items():
+            master = self.masters[name]
+            if master is weight or weight.grad is None:
+                continue
+            gradient = weight.grad.float()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            weight.grad = None
+
+    def gradient_norm(self) -> float:
+        """The global norm of the collected gradients (0 where there are none), not yet bounded."""
+        gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+    def step(self, norm: float) -> None:
+        """One update with gradients scaled to `max_grad_norm` where their `norm` exceeds it."""
+        scale = self.params.max_grad_norm / (norm + 1e-6)
+        if scale < 1:
+            torch._foreach_mul_([m.grad for m in self.masters.values() if m.grad is not None], scale)
+        for group in self.adamw.param_groups:
+            group["lr"] = self.learning_rate()
+        if norm > 0:
+            self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        self.done += 1
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                if self.masters[name] is not weight:
+                    weight.copy_(self.masters[name])

@@ -1,0 +1,67 @@
+"""One optimiser step, whatever the method: advantages, loss by micro-batches, update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from entrograd.methods.base import Recipe, denominators
+from entrograd.methods.diagnostics import diagnostics
+from entrograd.models.forward import completion_logprobs
+from entrograd.train.batch import Examples, micro_batches
+from entrograd.train.optimizer import Optimizer
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient is not a number: the weights are as they were before the step."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step needs beside model, method and data."""
+
+    temperature: float  # of the policy that is trained, as it sampled
+    max_length: int  # the longest completion sampling allows
+    token_budget: int  # tokens of one micro-batch
+
+
+def train_step(
+    model: Any, optimizer: Optimizer, recipe: Recipe, examples: Examples, settings: StepSettings
+) -> dict[str, float]:
+    """Update `model` once on whole groups; returns the step's diagnostics.
+
+    The advantages and the loss's denominators are those of the whole batch, so any split into
+    micro-batches gives the same gradient. NonFiniteError, before the update, names the prompts.
+    """
+    batch = examples.batch
+    advantages = recipe.advantages(batch)
+    counts = denominators(batch, settings.max_length)
+    logprobs = batch.old_logprobs.clone()
+    loss_sum = 0.0
+    for rows in micro_batches(examples, advantages, settings.token_budget):
+        part, mask = batch.select(rows), batch.completion_mask[rows]
+        flat, _ = completion_logprobs(
+            model,
+            [examples.prompt_ids[i] for i in rows],
+            [examples.completion_ids[i] for i in rows],
+            settings.temperature,
+        )
+        current = part.old_logprobs.to(flat.dtype).masked_scatter(mask, flat)
+        loss = recipe.aggregate(
+            recipe.policy_loss(current, advantages[rows], part), mask, counts
+        )
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"loss {float(loss)} on prompts {', '.join(sorted(set(part.names)))}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.collect()
+        loss_sum += float(loss.detach())
+        logprobs[rows] = current.detach().to(logprobs.dtype)
+    norm = optimizer.gradient_norm()
+    if not norm < float("inf"):
+        raise NonFiniteError(f"gradient norm {norm} on prompts {', '.join(sorted(set(batch.names)))}")
+    rate = optimizer.learning_rate()
+    optimizer.step(norm)
+    measured = diagnostics(recipe, batch, logprobs, advantages)
+    return {"loss": loss_sum, "grad_norm": norm, "lr": rate, **measured}

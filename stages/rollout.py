@@ -1,0 +1,30 @@
+"""Sample a group of completions for each training prompt into Parquet shards.
+
+Finished shards of an interrupted run are kept; what is drawn does not depend on the shards.
+"""
+
+import sys
+
+from entrograd.stage import Run, run_stage
+
+
+def work(run: Run) -> str:
+    """The library call."""
+    from entrograd.rollout.rollout import rollout
+
+    return rollout(
+        run.params.rollout, run.paths.model, run.paths.prompts, run.paths.out, run.resume
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(
+        run_stage(
+            "rollout",
+            work,
+            doc=__doc__,
+            sections=("rollout",),
+            inputs={"model": "models/base", "prompts": "data/prompts.parquet"},
+            outputs={"out": "data/rollouts"},
+        )
+    )

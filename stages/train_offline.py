@@ -1,0 +1,28 @@
+"""Train on stored, annotated rollouts: several epochs, clipped importance ratios."""
+
+import sys
+
+from entrograd.stage import Run, run_stage
+
+
+def work(run: Run) -> str:
+    """The library call."""
+    from entrograd.train.offline import train_offline
+
+    paths, params = run.paths, run.params
+    return train_offline(
+        params.train_offline, params.method, paths.model, paths.annotated, paths.out, paths.curve
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(
+        run_stage(
+            "train_offline",
+            work,
+            doc=__doc__,
+            sections=("method", "train_offline"),
+            inputs={"model": "models/base", "annotated": "data/annotated"},
+            outputs={"out": "models/offline", "curve": "results/train_offline.csv"},
+        )
+    )

@@ -1,0 +1,32 @@
+"""Train on completions the model draws itself: rollout, grade, annotate, update, each step."""
+
+import sys
+
+from entrograd.stage import Run, run_stage
+
+
+def work(run: Run) -> str:
+    """The library call."""
+    from entrograd.train.online import train_online
+
+    paths = run.paths
+    return train_online(
+        run.params, paths.model, paths.prompts, paths.out, paths.rounds, paths.curve, run.resume
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(
+        run_stage(
+            "train_online",
+            work,
+            doc=__doc__,
+            sections=("method", "rollout", "annotate", "train_online"),
+            inputs={"model": "models/offline", "prompts": "data/prompts.parquet"},
+            outputs={
+                "out": "models/online",
+                "rounds": "data/online",
+                "curve": "results/train_online.csv",
+            },
+        )
+    )
