@@ -83,10 +83,54 @@ def _as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# --- explain, methods ------------------------------------------------------------------------
+
+
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", required=True, metavar="NAME", help="see: entrograd methods")
+    parser.add_argument(
+        "--group", required=True, metavar="FILE.json", help="rewards, entropies, ... of one group"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter (a2=0.2, seed_grpo.alpha=0.1) or a choice (credit=gtpo)",
+    )
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from entrograd.explain import explain
+
+    answer = explain(arguments.method, arguments.group, arguments.set)
+    print(json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _methods_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    from entrograd.explain import methods_table
+
+    table = methods_table()
+    if arguments.json:
+        print(json.dumps(table, indent=2, ensure_ascii=False))
+        return
+    for method in table:
+        print(f"{method['name']}  ({method['paper']})")
+        print(f"    {method['equation']}")
+        print(f"    needs: {', '.join(method['needs']) or 'rewards alone'}")
+
+
 # ---------------------------------------------------------------------------------------------
 
 COMMANDS = {
     "overlap": Command("training problems that overlap benchmarks", _overlap_arguments, _overlap),
+    "explain": Command("what a method does to one group", _explain_arguments, _explain),
+    "methods": Command("every method: paper, equation, needs", _methods_arguments, _methods),
 }
 
 
