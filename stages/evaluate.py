@@ -1,0 +1,37 @@
+"""Greedy accuracy on the held-out split, and pass@1 on the benchmarks params.yaml names.
+
+The first --model is the one the others are compared with. --prompts '' leaves the held-out split
+out and evaluates benchmarks alone.
+"""
+
+import sys
+
+from entrograd.stage import Run, run_stage
+
+
+def work(run: Run) -> str:
+    """The library call."""
+    from entrograd.evaluate.evaluate import evaluate
+
+    paths = vars(run.paths)
+    models = paths.pop("model")
+    return evaluate(run.params.evaluate, models, **paths, resume=run.resume)
+
+
+if __name__ == "__main__":
+    models = {name: f"models/{name}" for name in ("base", "offline", "online")}
+    sys.exit(
+        run_stage(
+            "evaluate",
+            work,
+            doc=__doc__,
+            sections=("evaluate",),
+            inputs={"model": models, "prompts": "data/prompts.parquet"},
+            optional=("prompts",),
+            outputs={
+                "samples": "data/samples",
+                "summary": "results/summary.json",
+                "benchmarks": "results/benchmarks.json",
+            },
+        )
+    )
