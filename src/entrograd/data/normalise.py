@@ -7,12 +7,12 @@ import unicodedata
 
 from entrograd import io
 
-_DASHES = str.maketrans({"\u2010": "-", "\u2011": "-", "\u2013": "-", "\u2212": "-"})
+_PLAIN = str.maketrans("\u2010\u2011\u2013\u2212\u2018\u2019", "----''")  # dashes, apostrophes
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _EXCLAMATION = re.compile(r"(?<=[^\W\d_][^\W\d_])!+")  # of a word; 5! and n! are factorials
 _OPERATOR = re.compile(r"([-+*/=<>^×÷])")
-_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
+_QUOTES = "\"'`\u201c\u201d"
 _BEFORE = _QUOTES + "$\u00a1\u00bf\u2014"
 _AFTER = _QUOTES + "$.,;:?\u2026\u2014"
 
@@ -25,7 +25,7 @@ def normalise(text: str) -> str:
     brackets and signs within words do, so that no two problems of arithmetic become one.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    text = _THOUSANDS.sub("", text.translate(_DASHES))
+    text = _THOUSANDS.sub("", text.translate(_PLAIN))
     text = _OPERATOR.sub(r" \1 ", _HYPHEN.sub(" ", _EXCLAMATION.sub("", text)))
     words = (word.lstrip(_BEFORE).rstrip(_AFTER) for word in text.split())
     return " ".join(word for word in words if word)
