@@ -1,0 +1,507 @@
+"""Every method's equations, one class each, with the arithmetic in comments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from entrograd.errors import InputError
+from entrograd.methods import asr, dapo, empo, encore, grpo_s, gtpo, recipe, seed_grpo
+from entrograd.methods import high_entropy_tokens as minority
+from entrograd.methods.base import Batch, denominators
+from entrograd.methods.diagnostics import diagnostics
+from entrograd.params import MethodParams, check
+
+Rows = Sequence[Sequence[float]]
+
+
+def pad(rows: Rows) -> Tensor:
+    """[B, T] float64, NaN at padding."""
+    padded = torch.full((len(rows), max(map(len, rows))), math.nan, dtype=torch.float64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = torch.tensor(row, dtype=torch.float64)
+    return padded
+
+
+def group(rewards: Sequence[float], entropies: Rows | None = None, **columns: Any) -> Batch:
+    """One group in float64; lists of lists are padded."""
+    tensors = {
+        name: pad(rows)
+        for name, rows in columns.items()
+        if name in ("old_logprobs", "ref_logprobs")
+    }
+    shape = (
+        pad(entropies) if entropies else tensors.get("old_logprobs", torch.zeros(len(rewards), 1))
+    )
+    ids = columns.get("cluster_ids")
+    heads = columns.get("reward_heads")
+    return Batch(
+        completion_mask=~shape.isnan(),
+        groups=torch.zeros(len(rewards), dtype=torch.long),
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        old_logprobs=tensors.get("old_logprobs", torch.zeros_like(shape).double()),
+        ref_logprobs=tensors.get("ref_logprobs"),
+        entropies=pad(entropies) if entropies else None,
+        cluster_ids=None if ids is None else torch.tensor(ids),
+        answered=columns.get("answered"),
+        reward_heads=None if heads is None else torch.tensor(heads, dtype=torch.float64),
+        head_names=columns.get("head_names", ()),
+    )
+
+
+def choose(name: str, **section: Any) -> Any:
+    return recipe(check(MethodParams, {"name": name, **section}, "method"))
+
+
+def ragged(values: Tensor, batch: Batch) -> list[list[float]]:
+    return [row[mask].tolist() for row, mask in zip(values, batch.completion_mask, strict=True)]
+
+
+def assert_rows(found: Tensor, batch: Batch, expected: Rows, tolerance: float = 1e-5) -> None:
+    for row, wanted in zip(ragged(found, batch), expected, strict=True):
+        assert row == pytest.approx(list(wanted), abs=tolerance)
+
+
+class TestGrpoAdvantage:
+    def test_sample_standard_deviation_and_epsilon(self) -> None:
+        # (1,1,0,0): mean .5, s = sqrt(4 * .25 / 3) = .5773503; .5 / (.5773503 + .0001) = .8658754
+        batch = group([1, 1, 0, 0])
+        assert_rows(
+            choose("grpo").advantages(batch), batch, [[0.8658754]] * 2 + [[-0.8658754]] * 2, 1e-7
+        )
+        exact = choose("grpo", grpo={"epsilon": 0.0}).advantages(batch)
+        assert_rows(exact, batch, [[0.8660254]] * 2 + [[-0.8660254]] * 2, 1e-7)
+
+    @pytest.mark.parametrize("rewards", [[1.0], [1, 1, 1], [0, 0], [0.1, 0.1, 0.1]])
+    def test_no_signal(self, rewards: list[float]) -> None:
+        assert not choose("grpo").advantages(group(rewards)).any()
+
+
+class TestGrpoLoss:
+    """Eq. 3 with rewards (1, 0), one token each, ratio 1.5 and 1.5; A = +-.7070068."""
+
+    batch = group([1, 0], old_logprobs=[[-1.0], [-1.0]], ref_logprobs=[[-1.0], [-0.5]])
+    now = torch.full((2, 1), -1.0 + math.log(1.5), dtype=torch.float64)
+
+    def loss(self, name: str, **section: Any) -> float:
+        chosen = choose(name, **section)
+        mask, counts = self.batch.completion_mask, denominators(self.batch, max_length=4)
+        losses = chosen.policy_loss(self.now, chosen.advantages(self.batch), self.batch)
+        return float(chosen.aggregate(losses, mask, counts))
+
+    def test_clip(self) -> None:
+        # -(1.2 * .7070068 - 1.5 * .7070068) / 2
+        assert self.loss("grpo") == pytest.approx(0.3 * 0.7070068 / 2, abs=1e-7)
+
+    def test_penalty(self) -> None:
+        # d = -1 - (-1 + ln 1.5) = -.4054651: 1/1.5 + .4054651 - 1 = .0721318
+        # d = -.5 + 1 - .4054651 = .0945349: e^d - d - 1 = .0046127
+        plain, penalised = self.loss("grpo"), self.loss("grpo", grpo={"kl_coefficient": 0.5})
+        assert penalised - plain == pytest.approx(0.5 * (0.0721318 + 0.0046127) / 2, abs=1e-6)
+
+    def test_dapo_clips_higher(self) -> None:
+        assert self.loss("dapo") == pytest.approx(0.22 * 0.7070068 / 2, abs=1e-7)
+
+    def test_dr_grpo_divides_by_the_constant_length(self) -> None:
+        # A = +-.5; (1.5 - 1.2) * .5 / (2 completions * 4)
+        assert self.loss("dr_grpo") == pytest.approx(0.3 * 0.5 / 8)
+
+    def test_gspo(self) -> None:
+        # one token: s = rho = 1.5, clipped to 1.0004 above, not below
+        assert self.loss("gspo") == pytest.approx((1.5 - 1.0004) * 0.7070068 / 2, abs=1e-7)
+
+    def test_cispo(self) -> None:
+        # -1.5 A log pi, equal and opposite; with clip_high .2 the same weight 1.2
+        assert self.loss("cispo") == pytest.approx(0.0, abs=1e-12)
+
+    def test_reference_is_required_by_the_penalty(self) -> None:
+        chosen = choose("grpo", grpo={"kl_coefficient": 0.1})
+        assert "ref_logprobs" in chosen.needs
+        batch = group([1, 0])
+        with pytest.raises(InputError, match="ref_logprobs"):
+            chosen.policy_loss(torch.zeros(2, 1), torch.zeros(2, 1), batch)
+
+
+class TestOverlongPenalty:
+    @pytest.mark.parametrize(
+        ("length", "penalty"),
+        [(1, 0), (16384, 0), (18432, -0.5), (20480, -1), (20481, -1), (30000, -1)],
+    )
+    def test_values(self, length: int, penalty: float) -> None:
+        assert dapo.overlong_penalty(torch.tensor([length]), 20480, 4096).item() == penalty
+
+    def test_joins_the_reward(self) -> None:
+        # lengths 4 and 3 with Lmax 4, Lc 2: penalties -1 and -.5
+        batch = group([1, 1], entropies=[[1, 1, 1, 1], [1, 1, 1]])
+        params = dapo.Params(overlong_length=4, overlong_buffer=2)
+        assert dapo.compose_rewards(batch, params).tolist() == [0.0, 0.5]
+
+
+class TestSeedGrpo:
+    batch = group(
+        [1, 1, 0, 0], old_logprobs=[[-0.1], [-0.2], [-0.3], [-0.4]], cluster_ids=[0, 0, 1, 2]
+    )
+
+    def test_equation_6(self) -> None:
+        # SE .9996414; 1 / (1 + .0417 * .9996414 / ln 4) = .9708084; times +-.5
+        assert seed_grpo.modulate(self.batch, seed_grpo.Params())[0].item() == pytest.approx(
+            0.9708084, abs=1e-7
+        )
+        assert_rows(
+            choose("seed_grpo").advantages(self.batch),
+            self.batch,
+            [[0.4854042]] * 2 + [[-0.4854042]] * 2,
+            1e-7,
+        )
+
+    def test_mean_logprob_is_length_normalised(self) -> None:
+        rows = [[-0.1], [-0.1, -0.3], [-0.2, -0.4, -0.3], [-0.4]]
+        batch = group([1, 1, 0, 0], old_logprobs=rows, cluster_ids=[0, 0, 1, 2])
+        assert seed_grpo.group_entropy(batch, "rao")[0].item() == pytest.approx(0.9996414, abs=1e-7)
+
+    # x = .5: 1-.5; e^-.5; (1-.5)^2; 1/1.5. x = 2: 0; e^-2; 0; 1/3
+    @pytest.mark.parametrize(
+        ("f", "half", "two"),
+        [
+            ("linear", 0.5, 0.0),
+            ("exponential", 0.6065307, 0.1353353),
+            ("focal", 0.25, 0.0),
+            ("reciprocal", 0.6666667, 0.3333333),
+        ],
+    )
+    def test_decay(self, f: Any, half: float, two: float) -> None:
+        x = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+        found = seed_grpo.decay(x, seed_grpo.Params(f=f)).tolist()
+        assert found == pytest.approx([1.0, half, two], abs=1e-7)
+
+    def test_one_cluster_is_exactly_one(self) -> None:
+        batch = group([1, 0, 1], old_logprobs=[[-0.1], [-0.7], [-0.3]], cluster_ids=[4, 4, 4])
+        assert seed_grpo.modulate(batch, seed_grpo.Params()).tolist() == [1.0] * 3
+
+    def test_a_group_of_one_is_exactly_one(self) -> None:
+        batch = group([1], old_logprobs=[[-0.1]], cluster_ids=[0])
+        assert seed_grpo.modulate(batch, seed_grpo.Params(alpha=5.0)).tolist() == [1.0]
+
+    def test_default_multiplier_stays_above_0_96(self) -> None:
+        batch = group([1, 0], old_logprobs=[[-0.1], [-0.1]], cluster_ids=[0, 1])
+        # the largest entropy: 1 / 1.0417 = .9599693
+        assert seed_grpo.modulate(batch, seed_grpo.Params())[0].item() == pytest.approx(0.9599693)
+
+    def test_counts_need_no_logprobs(self) -> None:
+        assert choose("seed_grpo", seed_grpo={"estimator": "discrete"}).needs == {"cluster_id"}
+        assert choose("seed_grpo").needs == {"cluster_id", "old_logprobs"}
+
+
+ENTROPIES: list[list[float]] = [[2, 4, 1], [3, 1], [4, 0.5, 3], [0.5, 4]]
+
+
+class TestGtpoEquation3And5:
+    def test_correct_completions(self) -> None:
+        # 1 + .1 * 3/4 * 2 = 1.15; 1 + .1 * 1/4 * 2 = 1.05
+        batch = group([1, 1], [[3, 1], [1, 3]])
+        found = gtpo.shaped_rewards(batch, gtpo.Params())
+        assert_rows(found, batch, [[1.15, 1.05], [1.05, 1.15]], 1e-12)
+
+    def test_incorrect_completions(self) -> None:
+        # 1/4 and 1: -1 - .1 * (.25 / 1.25) * 2 = -1.04; -1 - .1 * (1 / 1.25) * 2 = -1.16
+        batch = group([0, 0], [[4, 1], [1, 4]])
+        found = gtpo.shaped_rewards(batch, gtpo.Params())
+        assert_rows(found, batch, [[-1.04, -1.16], [-1.16, -1.04]], 1e-12)
+
+    def test_ragged_group(self) -> None:
+        batch = group([1, 1, 0, 0], ENTROPIES)
+        expected = [
+            [1.08, 1.16, 1.10],
+            [1.12, 1.04],
+            [-1.022222, -1.177778, -1.1],
+            [-1.177778, -1.022222],
+        ]
+        assert_rows(gtpo.shaped_rewards(batch, gtpo.Params()), batch, expected, 1e-6)
+
+    def test_a1_plus_a2_of_one_conserves_each_step(self) -> None:
+        batch = group([1, 1, 0, 0], ENTROPIES)
+        shaped = gtpo.shaped_rewards(batch, gtpo.Params(a1=0.7, a2=0.3))
+        # running: O+ 2, 2, 1; O- 2, 2, 1
+        assert shaped[:2].sum(0).tolist() == pytest.approx([2, 2, 1])
+        assert shaped[2:].sum(0).tolist() == pytest.approx([-2, -2, -1])
+
+    def test_reward_enters_as_it_is(self) -> None:
+        # .5 + .1 * 2/3 * 2 and 1 + .1 * 1/3 * 2
+        batch = group([0.5, 1], [[2], [1]])
+        found = gtpo.shaped_rewards(batch, gtpo.Params())
+        assert_rows(found, batch, [[0.6333333], [1.0666667]], 1e-7)
+
+    def test_zero_entropy_counts_as_1e_8(self) -> None:
+        # O-: 1/H = 1e8 and 1: the confident one takes the whole share: -1 - .1 * 2
+        batch = group([0, 0], [[0], [1]])
+        assert_rows(gtpo.shaped_rewards(batch, gtpo.Params()), batch, [[-1.2], [-1.0]], 1e-6)
+        batch = group([1, 1], [[0], [0]])
+        assert_rows(gtpo.shaped_rewards(batch, gtpo.Params()), batch, [[1.1], [1.1]], 1e-12)
+
+    def test_clamp(self) -> None:
+        # 3 and 1 clamped to [1.5, 2]: 1 + .1 * 2/3.5 * 2 and 1 + .1 * 1.5/3.5 * 2
+        batch = group([1, 1], [[3], [1]])
+        found = gtpo.shaped_rewards(batch, gtpo.Params(entropy_low=1.5, entropy_high=2.0))
+        assert_rows(found, batch, [[1.1142857], [1.0857143]], 1e-7)
+
+
+class TestGtpoEquation6:
+    batch = group([1, 1, 0, 0], ENTROPIES)
+
+    @pytest.mark.parametrize(
+        ("normalization", "expected"),
+        [
+            (
+                "own_set",
+                [[-0.5, 1.5, 0], [0.5, -1.5], [1.11803, -1.11803, 0], [-1.11803, 1.11803]],
+            ),
+            (
+                "with_zeros",
+                [
+                    [0.96236, 1.10763, 0.99868],
+                    [1.03500, 0.88973],
+                    [-0.85517, -1.13688, -0.99602],
+                    [-1.13688, -0.85517],
+                ],
+            ),
+            (
+                "joint",
+                [
+                    [0.98051, 1.05315, 0.99867],
+                    [1.01683, 0.94420],
+                    [-0.92806, -1.06929, -0.99867],
+                    [-1.06929, -0.92806],
+                ],
+            ),
+        ],
+    )
+    def test_population(self, normalization: str, expected: list[list[float]]) -> None:
+        chosen = choose("gtpo", gtpo={"normalization": normalization})
+        assert_rows(chosen.advantages(self.batch), self.batch, expected)
+
+    def test_default_is_with_zeros(self) -> None:
+        assert gtpo.Params().normalization == "with_zeros"
+
+    def test_own_set_cancels_a1_and_a2(self) -> None:
+        def advantages(a1: float, a2: float) -> Tensor:
+            block = {"normalization": "own_set", "a1": a1, "a2": a2, "epsilon": 0.0}
+            return choose("gtpo", gtpo=block).advantages(self.batch)
+
+        assert torch.allclose(advantages(1.0, 0.1), advantages(5.0, 0.7))
+
+    @pytest.mark.parametrize("rewards", [[1, 1, 1, 1], [0, 0, 0, 0], [0.3] * 4, [0, -1, 0, 0]])
+    def test_no_signal(self, rewards: list[float]) -> None:
+        assert not choose("gtpo").advantages(group(rewards, ENTROPIES)).any()
+
+
+class TestGrpoS:
+    batch = group([1, 1, 0, 0], [[3, 1], [1, 1], [0.25, 0.75], [2]])
+
+    def test_equation_9(self) -> None:
+        # Hbar O+ 2, 1: 1 + .1 * 2/3 * 2; O- .5, 2 -> 2, .5: -1 - .1 * 2/2.5 * 2
+        expected = [1.133333, 1.066667, -1.16, -1.04]
+        found = grpo_s.shaped_rewards(self.batch, grpo_s.Params())
+        assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_advantage(self) -> None:
+        expected = [[1.029302] * 2, [0.968754] * 2, [-1.053520] * 2, [-0.944536]]
+        assert_rows(choose("grpo_s").advantages(self.batch), self.batch, expected, 1e-6)
+
+    def test_equation_10(self) -> None:
+        # log-ratios (.1, -.2, .3): w = 1.0912535 < 1.28; one completion of advantage 2
+        chosen = choose("grpo_s")
+        batch = group([1], [[1, 1, 1]])
+        now = torch.tensor([[0.1, -0.2, 0.3]], dtype=torch.float64)
+        loss = chosen.policy_loss(now, torch.full((1, 3), 2.0).double(), batch)
+        total = chosen.aggregate(loss, batch.completion_mask, denominators(batch, 3))
+        assert float(total) == pytest.approx(-2 * 1.0912535, abs=1e-6)
+
+
+class TestHighEntropyTokens:
+    def test_cut(self) -> None:
+        # entropies 1..10: the .8-quantile is 8.2, so 9 and 10 stay
+        batch = group([1, 0], [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+        kept = minority.kept_tokens(batch, 0.2)
+        assert kept.tolist() == [[False] * 5, [False, False, False, True, True]]
+
+    def test_denominator_is_all_tokens(self) -> None:
+        chosen = choose("high_entropy_tokens")
+        batch = group([1, 0], [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+        advantages = chosen.advantages(batch)
+        loss = chosen.policy_loss(torch.zeros(2, 5).double(), advantages, batch)
+        total = chosen.aggregate(loss, batch.completion_mask, denominators(batch, 5))
+        assert float(total) == pytest.approx(2 * 0.7070068 / 10, abs=1e-7)
+
+
+class TestEmpo:
+    def test_shares(self) -> None:
+        batch = group([0] * 5, cluster_ids=[0, 0, 0, 1, 2], answered=torch.ones(5).bool())
+        shares = empo.compose_rewards(batch, empo.Params()).tolist()
+        assert shares == pytest.approx([0.6, 0.6, 0.6, 0.2, 0.2])
+
+    def test_entropy_of_the_example(self) -> None:
+        batch = group([0] * 5, cluster_ids=[0, 0, 0, 1, 2])
+        assert seed_grpo.group_entropy(batch, "discrete")[0].item() == pytest.approx(
+            0.9502705, abs=1e-7
+        )
+
+    def test_empty_answer_earns_nothing(self) -> None:
+        answered = torch.tensor([True, True, False])
+        batch = group([0] * 3, cluster_ids=[0, 0, 2], answered=answered)
+        assert empo.compose_rewards(batch, empo.Params()).tolist() == pytest.approx(
+            [2 / 3, 2 / 3, 0]
+        )
+
+    def test_needs_to_know_what_was_answered(self) -> None:
+        with pytest.raises(InputError, match="answered"):
+            choose("empo").advantages(group([0, 0], cluster_ids=[0, 1]))
+
+
+class TestEncore:
+    entropies = torch.tensor([0.0, 0.693147, 1.609438])
+
+    @pytest.mark.parametrize(
+        ("tau", "expected"),
+        [
+            (0.5, [0.775194, 0.193798, 0.031008]),
+            (1.0, [0.588235, 0.294118, 0.117647]),
+            (2.0, [0.464184, 0.328227, 0.207589]),
+            (math.inf, [1 / 3] * 3),
+            (1e-6, [1.0, 0.0, 0.0]),
+        ],
+    )
+    def test_weights(self, tau: float, expected: list[float]) -> None:
+        assert encore.weights(self.entropies, tau).tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_entropy_of_ratings(self) -> None:
+        # one value 0; two equally often ln 2; five ln 5
+        for ratings, expected in (
+            ([0.5, 0.5], 0.0),
+            ([0.0, 1.0, 0.0, 1.0], 0.693147),
+            ([0.0, 0.25, 0.5, 0.75, 1.0], 1.609438),
+        ):
+            found = encore.rating_entropy(torch.tensor(ratings)).item()
+            assert found == pytest.approx(expected, abs=1e-6)
+
+    def test_composed_reward(self) -> None:
+        names = ("a", "b", "c")
+        params = encore.Params(entropies=dict(zip(names, self.entropies.tolist(), strict=True)))
+        batch = group([0], reward_heads=[[0.75, 0.5, 1.0]], head_names=names)
+        found = encore.compose_rewards(batch, params).item()
+        assert found == pytest.approx(0.7198405, abs=1e-6)
+
+    def test_log_base(self) -> None:
+        # in bits H is larger by 1 / ln 2: the same as tau * ln 2
+        bits = encore.Params(entropies={"a": 0.0, "b": 1.0}, log_base=2.0, tau=2.0)
+        nats = encore.Params(entropies={"a": 0.0, "b": 1.0}, tau=2.0 * math.log(2))
+        assert torch.allclose(
+            encore.head_weights(bits, ("a", "b")), encore.head_weights(nats, ("a", "b"))
+        )
+
+    def test_fitted_once_on_the_data_set(self) -> None:
+        heads = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
+        fitted = choose("encore").fitted(heads, ("a", "b")).params["encore"]
+        assert fitted.entropies == pytest.approx({"a": math.log(2), "b": 0.0})
+        given = choose("encore", encore={"entropies": {"a": 0.0, "b": 0.0}})
+        assert given.fitted(heads, ("a", "b")).params["encore"].entropies == {"a": 0, "b": 0}
+
+    def test_unmeasured_heads_are_an_error(self) -> None:
+        batch = group([0, 1], reward_heads=[[0.5], [1.0]], head_names=("a",))
+        with pytest.raises(InputError, match=r"encore\.entropies.*'a'"):
+            choose("encore").advantages(batch)
+
+
+class TestWeighted:
+    batch = group([1, 0], reward_heads=[[0.5, 0.25], [1.0, 0.0]], head_names=("a", "b"))
+
+    def test_sum(self) -> None:
+        # 1 * 1 + 2 * .25 and 0 + 0
+        chosen = choose("weighted", weighted={"weights": {"reward": 1.0, "b": 2.0}})
+        found = chosen.reward.compose_rewards(self.batch, chosen.params["weighted"])
+        assert found.tolist() == [1.5, 0.0]
+
+    def test_unknown_head(self) -> None:
+        with pytest.raises(InputError, match=r"weights\.c: no such reward head.*reward, a, b"):
+            choose("weighted", weighted={"weights": {"c": 1}}).advantages(self.batch)
+
+
+class TestAsr:
+    mask = torch.ones(1, 3).bool()
+
+    @pytest.mark.parametrize(
+        ("advantage", "scores", "kept"),
+        [(1, [0.3, -0.1, 0.2], [1, 0, 1]), (-1, [0.3, -0.1, 0.0], [0, 1, 0])],
+    )
+    def test_token_masks(self, advantage: float, scores: list[float], kept: list[int]) -> None:
+        found = asr.kept_tokens(torch.tensor([scores]), torch.tensor([[advantage]]), self.mask, 0.0)
+        assert found.long().tolist() == [kept]
+
+    def test_entropy_cutoff(self) -> None:
+        entropies = torch.tensor([[0.1, 2.5, 0.3, 0.2, 3.0, 0.1]])
+        found = asr.entropy_segments(entropies, torch.ones(1, 6).bool(), 2.0)
+        assert found.tolist() == [[0, 0, 1, 1, 1, 2]]
+
+    def test_change_segments(self) -> None:
+        scores = torch.tensor([[0.1, 0.2, 0.9, 0.8, -0.1, -0.2]])
+        mask = torch.ones(1, 6).bool()
+        # a jump of .7 before the third, a new sign (and a jump) before the fifth
+        assert asr.change_segments(scores, mask, 0.5, 0.0, 1).tolist() == [[0, 0, 1, 1, 2, 2]]
+        # at least three long: the cut before the third comes too early, the one before the fifth
+        # would leave two
+        assert asr.change_segments(scores, mask, 0.5, 0.0, 3).tolist() == [[0] * 6]
+
+    def test_segment_means_with_their_masked_rest(self) -> None:
+        scores = torch.tensor([[1.0, 3.0, -2.0], [5.0, math.nan, math.nan]])
+        mask = torch.tensor([[True] * 3, [True, False, False]])
+        found = asr.segment_means(
+            torch.where(mask, scores, 0.0), mask, torch.tensor([[0, 0, 1], [0, 0, 0]])
+        )
+        assert found.tolist() == [[2.0, 2.0, -2.0], [5.0, 0.0, 0.0]]
+
+    def test_masked_tokens_leave_the_denominator(self) -> None:
+        # v = (ln old - ln ref) beta: signs (+, -, +) for the right one: two of three tokens stay
+        batch = group(
+            [1, 0],
+            old_logprobs=[[-1.0, -2.0, -1.0], [-2.0]],
+            ref_logprobs=[[-2.0, -1.0, -2.0], [-1.0]],
+        )
+        block = {"segmentation": "token"}
+        a = 0.7070068
+        leaves = choose("asr", asr=block).advantages(batch)
+        assert_rows(leaves, batch, [[1.5 * a, 0, 1.5 * a], [-a]], 1e-7)
+        stays = choose("asr", asr={**block, "keep_denominator": True}).advantages(batch)
+        assert_rows(stays, batch, [[a, 0, a], [-a]], 1e-7)
+
+
+class TestDiagnostics:
+    def test_signs_and_shares(self) -> None:
+        batch = group([1, 1, 0, 0], ENTROPIES)
+        for normalization, share in (("own_set", 0.4), ("with_zeros", 1.0), ("joint", 1.0)):
+            chosen = choose("gtpo", gtpo={"normalization": normalization})
+            found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+            # own_set: s0 (-, +, 0), s1 (+, -): two of five
+            assert found["positive_correct"] == pytest.approx(share)
+            assert all(math.isfinite(value) for value in found.values())
+            assert found["zero_signal_share"] == 0.0
+
+    def test_clip_and_kl(self) -> None:
+        # ratio 1.5 up on the right one (clipped), 1.5 up on the wrong one (not)
+        batch = group([1, 0], old_logprobs=[[-1.0], [-1.0]])
+        now = torch.full((2, 1), -1.0 + math.log(1.5), dtype=torch.float64)
+        chosen = choose("grpo")
+        found = diagnostics(chosen, batch, now, chosen.advantages(batch))
+        assert (found["clip_low"], found["clip_high"]) == (0.0, 0.5)
+        # KL(old || now) = E_old[ratio - 1 - log ratio] = .5 - .4054651
+        assert found["kl"] == pytest.approx(0.0945349, abs=1e-7)
+        assert found["kl_k1"] == pytest.approx(-0.4054651, abs=1e-7)
+
+    def test_semantic_entropy_and_multiplier(self) -> None:
+        batch, chosen = TestSeedGrpo.batch, choose("seed_grpo")
+        found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        assert found["semantic_entropy"] == pytest.approx(0.9996414, abs=1e-7)
+        assert found["modulation_mean"] == pytest.approx(0.9708084, abs=1e-7)

@@ -1,0 +1,410 @@
+"""The seven invariants of every preset, in float64, and of every mixture of the four choices."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from entrograd.errors import InputError
+from entrograd.methods import METHODS, recipe
+from entrograd.methods.base import (
+    COMPLETION_COLUMNS,
+    TOKEN_COLUMNS,
+    Batch,
+    Recipe,
+    denominators,
+)
+from entrograd.methods.diagnostics import diagnostics
+from entrograd.params import MethodParams, check
+
+HEADS = {"encore": {"entropies": {"format": 0.4, "brevity": 1.1}}}
+EVERY = pytest.mark.parametrize("name", list(METHODS))
+MAX_LENGTH = 9
+
+
+def choose(name: str, **section: Any) -> Recipe:
+    return recipe(check(MethodParams, {"name": name, **HEADS, **section}, "method"))
+
+
+def make_batch(seed: int, sizes: tuple[int, ...] = (4, 1, 3, 5), longest: int = 6) -> Batch:
+    """Ragged random groups, interleaved, every column filled, NaN at padding."""
+    generator = torch.Generator().manual_seed(seed)
+    count = sum(sizes)
+    groups = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    groups = groups[torch.randperm(count, generator=generator)]
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator)
+    mask = torch.arange(longest) < lengths[:, None]
+
+    def tokens(scale: float, shift: float) -> Tensor:
+        values = torch.rand(count, longest, generator=generator, dtype=torch.float64)
+        return (shift + scale * values).masked_fill(~mask, math.nan)
+
+    return Batch(
+        completion_mask=mask,
+        groups=groups,
+        rewards=torch.randint(0, 2, (count,), generator=generator).double(),
+        old_logprobs=tokens(-3, 0),
+        entropies=tokens(2, 0),
+        cluster_ids=torch.randint(0, 3, (count,), generator=generator),
+        sampling_logprobs=tokens(-3, 0),
+        ref_logprobs=tokens(-3, 0),
+        reward_heads=torch.randint(0, 5, (count, 2), generator=generator).double() / 4,
+        head_names=("format", "brevity"),
+        names=tuple(f"prompt-{int(g)}" for g in groups),
+        answered=torch.rand(count, generator=generator) > 0.2,
+        token_scores=tokens(2, -1),
+    )
+
+
+def current(batch: Batch, seed: int = 7, spread: float = 0.4) -> Tensor:
+    """Logprobs near the old ones, requiring gradients, NaN at padding."""
+    noise = torch.randn(
+        batch.old_logprobs.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    return (batch.old_logprobs + spread * noise).requires_grad_()
+
+
+def loss_and_gradient(
+    chosen: Recipe, batch: Batch, logprobs: Tensor, parts: list[list[int]] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of the whole batch as a sum over micro-batches, and its gradient [B, T]."""
+    advantages, counts = chosen.advantages(batch), denominators(batch, MAX_LENGTH)
+    losses = []
+    for part in parts or [list(range(len(batch.groups)))]:
+        rows = torch.tensor(part)
+        micro = batch.select(rows)
+        token_loss = chosen.policy_loss(logprobs[rows], advantages[rows], micro)
+        losses.append(chosen.aggregate(token_loss, micro.completion_mask, counts))
+    total = torch.stack(losses).sum()
+    return total.detach(), torch.autograd.grad(total, logprobs)[0]
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> bool:
+    return bool(torch.allclose(a, b, atol=tolerance, rtol=tolerance))
+
+
+OPTIONS = {"kl_coefficient": 0.1, "correction": "truncated", "correction_level": "sequence"}
+
+
+@EVERY
+class TestInvariants:
+    def test_1_padding_never_matters(self, name: str) -> None:
+        batch = make_batch(1)
+        mask = batch.completion_mask
+        garbage = {
+            column: torch.where(mask, getattr(batch, column), 1e30) for column in TOKEN_COLUMNS
+        }
+        other = replace(batch, **garbage)
+        chosen = choose(name, **{name: {**HEADS.get(name, {}), **OPTIONS}})
+        now = current(batch)
+        loss, gradient = loss_and_gradient(chosen, batch, now)
+        filled = torch.where(mask, now.detach(), math.inf).requires_grad_()
+        other_loss, other_gradient = loss_and_gradient(chosen, other, filled)
+        assert loss == other_loss
+        assert torch.equal(gradient, other_gradient)
+        assert (gradient[~mask] == 0).all()
+        assert (chosen.advantages(batch)[~mask] == 0).all()
+        assert gradient.any()
+
+    def test_2_micro_batches_add_up(self, name: str) -> None:
+        batch = make_batch(2)
+        chosen = choose(name, **{name: {**HEADS.get(name, {}), **OPTIONS}})
+        now = current(batch)
+        whole = loss_and_gradient(chosen, batch, now)
+        rows = torch.randperm(13, generator=torch.Generator().manual_seed(0)).tolist()
+        for parts in ([[r] for r in rows], [rows[:5], rows[5:6], rows[6:]]):
+            split = loss_and_gradient(chosen, batch, now, parts)
+            assert close(whole[0], split[0])
+            assert close(whole[1], split[1])
+
+    def test_3_nothing_flows_back_through_what_was_measured(self, name: str) -> None:
+        batch = make_batch(3)
+        grown = {
+            column: getattr(batch, column).clone().requires_grad_()
+            for column in (*TOKEN_COLUMNS, *COMPLETION_COLUMNS)
+        }
+        batch = replace(batch, **grown)
+        chosen = choose(name)
+        advantages = chosen.advantages(batch)
+        assert not advantages.requires_grad
+        loss = chosen.policy_loss(current(batch), advantages, batch)
+        total = chosen.aggregate(loss, batch.completion_mask, denominators(batch, MAX_LENGTH))
+        measured = [grown[c] for c in grown if c != "old_logprobs"]
+        gradients = torch.autograd.grad(total, measured, allow_unused=True)
+        assert all(gradient is None for gradient in gradients)
+
+    @pytest.mark.parametrize("reward", [0.0, 1.0, 0.3])
+    def test_4_equal_rewards_give_nothing(self, name: str, reward: float) -> None:
+        batch = make_batch(4)
+        batch = replace(
+            batch,
+            rewards=torch.full_like(batch.rewards, reward),
+            reward_heads=torch.full((13, 2), 0.1, dtype=torch.float64),
+            cluster_ids=torch.zeros(13).long(),
+            answered=torch.ones(13).bool(),
+        )
+        chosen = choose(name)
+        assert not chosen.advantages(batch).any()
+        loss, gradient = loss_and_gradient(chosen, batch, current(batch))
+        assert loss == 0
+        assert not gradient.any()
+
+    def test_6_permutation(self, name: str) -> None:
+        batch = make_batch(6)
+        order = torch.randperm(13, generator=torch.Generator().manual_seed(1))
+        chosen, now = choose(name), current(batch)
+        shuffled = replace(batch.select(order))
+        relabelled = replace(shuffled, groups=3 - shuffled.groups)
+        advantages = chosen.advantages(batch)
+        assert close(chosen.advantages(shuffled), advantages[order])
+        assert close(chosen.advantages(relabelled), advantages[order])
+        loss, gradient = loss_and_gradient(chosen, batch, now)
+        moved = now.detach()[order].requires_grad_()
+        moved_loss, moved_gradient = loss_and_gradient(chosen, relabelled, moved)
+        assert close(loss, moved_loss)
+        assert close(gradient[order], moved_gradient)
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("column", ["old_logprobs", "entropies", "rewards", "logprobs"])
+    def test_7_non_finite_names_the_prompt(self, name: str, column: str, bad: float) -> None:
+        batch, row = make_batch(7), 4
+        prompt = batch.names[row]
+        chosen, now = choose(name), current(batch).detach()
+        if column == "logprobs":
+            now[row, 0] = bad
+        else:
+            values = getattr(batch, column).clone()
+            values[(row, 0) if values.ndim == 2 else row] = bad
+            batch = replace(batch, **{column: values})
+            with pytest.raises(InputError, match=f"{prompt}: row {row}.* {column} is"):
+                chosen.advantages(batch)
+        with pytest.raises(InputError, match=f"{prompt}: row {row}.* {column} is"):
+            chosen.policy_loss(now, torch.zeros_like(now), batch)
+
+    def test_gradient_is_that_of_the_loss(self, name: str) -> None:
+        # finite differences; a completion has one advantage, which makes sequence ratios exact
+        batch = make_batch(8, sizes=(3,), longest=3)
+        kl = {name: {**HEADS.get(name, {}), "kl_coefficient": 0.2}}
+        chosen, now = choose(name, **kl), current(batch, spread=0.05)
+        advantages = torch.tensor([[1.0], [-0.5], [0.7]], dtype=torch.float64).expand(3, 3)
+        mask, counts = batch.completion_mask, denominators(batch, MAX_LENGTH)
+
+        def loss(logprobs: Tensor) -> Tensor:
+            return chosen.aggregate(chosen.policy_loss(logprobs, advantages, batch), mask, counts)
+
+        gradient = torch.autograd.grad(loss(now), now)[0]
+        step = 1e-6
+        for i, t in mask.nonzero().tolist():
+            with torch.no_grad():
+                up, down = now.clone(), now.clone()
+                up[i, t] += step
+                down[i, t] -= step
+                slope = (loss(up) - loss(down)) / (2 * step)
+                if name == "cispo":  # its weight is a constant by definition
+                    frozen = chosen.policy_loss(now, advantages, batch)[i, t] / now[i, t]
+                    d = now[i, t] - batch.ref_logprobs[i, t]  # type: ignore[index]
+                    kl_now = 0.2 * ((-d).exp() + d - 1)
+                    frozen = (frozen * now[i, t] - kl_now) / now[i, t]
+                    slope = (frozen + 0.2 * (1 - (-d).exp())) / mask.sum()
+            assert float(gradient[i, t]) == pytest.approx(float(slope), abs=1e-7)
+
+
+class TestInvariant5Reductions:
+    """A parameter at its neutral value gives the parent method."""
+
+    batch = make_batch(5)
+
+    def same(
+        self, a: Recipe, b: Recipe, batch: Batch | None = None, tolerance: float = 1e-10
+    ) -> None:
+        batch = batch or self.batch
+        now = current(batch)
+        for one, other in zip(
+            loss_and_gradient(a, batch, now), loss_and_gradient(b, batch, now), strict=True
+        ):
+            assert close(one, other, tolerance)
+        assert close(a.advantages(batch), b.advantages(batch), tolerance)
+
+    def test_alpha_0(self) -> None:
+        self.same(choose("seed_grpo", seed_grpo={"alpha": 0}), choose("dr_grpo"))
+
+    def test_one_answer(self) -> None:
+        batch = replace(self.batch, cluster_ids=torch.zeros(13).long())
+        self.same(choose("seed_grpo", seed_grpo={"alpha": 0.9}), choose("dr_grpo"), batch)
+
+    @pytest.mark.parametrize("normalization", ["joint", "with_zeros"])
+    def test_a2_0_gives_each_set_one_advantage(self, normalization: str) -> None:
+        advantages = choose("gtpo", gtpo={"a2": 0, "normalization": normalization}).advantages(
+            self.batch
+        )
+        rows, columns = self.batch.completion_mask.nonzero().T
+        for g, correct in itertools.product(range(4), (False, True)):
+            inside = (self.batch.groups == g) & (self.batch.correct == correct)
+            values = advantages[rows, columns][inside[rows]]
+            assert values.numel() == 0 or close(values, values[:1].expand_as(values), 1e-9)
+
+    def test_a2_0_at_equal_lengths_is_the_standardised_reward(self) -> None:
+        # rewards +-1 instead of 1 and 0: the same z-score over the population
+        batch = replace(self.batch, completion_mask=torch.ones(13, 6).bool())
+        filled = {c: torch.nan_to_num(getattr(batch, c), nan=0.7) for c in TOKEN_COLUMNS}
+        batch = replace(batch, **filled)
+        found = choose("gtpo", gtpo={"a2": 0, "normalization": "joint"}).advantages(batch)
+        for g in range(4):
+            rewards = batch.rewards[batch.groups == g]
+            std = rewards.std(unbiased=False)
+            expected = (rewards - rewards.mean()) / std if std > 0 else rewards * 0
+            assert close(found[batch.groups == g], expected[:, None].expand(-1, 6), 1e-7)
+
+    def test_equal_entropies_are_a2_0(self) -> None:
+        flat = replace(self.batch, entropies=torch.full_like(self.batch.old_logprobs, 0.6))
+        for name, weight in (("gtpo", "a2"), ("grpo_s", "b2")):
+            same = choose(name, **{name: {weight: 0.0}}).advantages(flat)
+            assert close(choose(name).advantages(flat), same, 1e-7)
+
+    def test_b2_0_is_the_population_z_score(self) -> None:
+        found = choose("grpo_s", grpo_s={"b2": 0}).advantages(self.batch)[:, 0]
+        for g in range(4):
+            rewards = self.batch.rewards[self.batch.groups == g]
+            std = rewards.std(unbiased=False)
+            expected = (rewards - rewards.mean()) / std if std > 0 else rewards * 0
+            assert close(found[self.batch.groups == g], expected, 1e-7)
+
+    def test_dapo_with_equal_bounds_and_lengths_is_grpo(self) -> None:
+        batch = make_batch(9, longest=1)
+        self.same(choose("dapo", dapo={"clip_high": 0.2}), choose("grpo"), batch)
+
+    def test_every_token_kept_is_dapo(self) -> None:
+        self.same(choose("high_entropy_tokens", high_entropy_tokens={"share": 1}), choose("dapo"))
+
+    @pytest.mark.parametrize("name", ["gspo", "grpo_s"])
+    def test_one_token_sequences_have_token_ratios(self, name: str) -> None:
+        batch = make_batch(9, longest=1)
+        bounds = {"clip_low": 0.2, "clip_high": 0.2}
+        self.same(choose("grpo", loss=name, **{name: bounds}), choose("grpo"), batch)
+
+    def test_infinite_tau_is_the_mean_head(self) -> None:
+        even = {"weights": {"format": 0.5, "brevity": 0.5}}
+        block = {**HEADS["encore"], "tau": math.inf}
+        self.same(choose("encore", encore=block), choose("weighted", weighted=even))
+
+    def test_the_graded_reward_alone_is_grpo(self) -> None:
+        self.same(choose("weighted"), choose("grpo"))
+
+    def test_on_policy_correction_is_none(self) -> None:
+        batch = replace(self.batch, sampling_logprobs=self.batch.old_logprobs)
+        self.same(choose("grpo", grpo={"correction": "truncated"}), choose("grpo"), batch)
+
+    def test_words_for_nothing(self) -> None:
+        self.same(choose("seed_grpo", modulation="none"), choose("dr_grpo"))
+        self.same(choose("empo", reward="single"), choose("grpo"))
+
+
+REWARDS = ["single", "dapo", "empo", "encore", "weighted"]
+CREDITS = ["grpo", "dr_grpo", "high_entropy_tokens", "gtpo", "grpo_s", "asr"]
+MODULATIONS = ["none", "seed_grpo"]
+LOSSES = ["grpo", "dapo", "dr_grpo", "gspo", "cispo", "grpo_s"]
+COMBINATIONS = list(itertools.product(REWARDS, CREDITS, MODULATIONS, LOSSES))
+UNLABELLED = [c for c in COMBINATIONS if c[0] == "empo" and c[1] in ("gtpo", "grpo_s")]
+
+
+def mix(combination: tuple[str, str, str, str], **blocks: Any) -> Recipe:
+    keys = ("reward", "credit", "modulation", "loss")
+    return choose("grpo", **dict(zip(keys, combination, strict=True)), **blocks)
+
+
+@pytest.mark.parametrize("combination", UNLABELLED)
+def test_unlabelled_rewards_refuse_labelled_credit(combination: tuple[str, str, str, str]) -> None:
+    with pytest.raises(InputError, match=r"method\.credit: .* no labels"):
+        mix(combination)
+
+
+def hold(chosen: Recipe, batch: Batch, now: Tensor) -> None:
+    """Shapes, finite values, detachment, padding, micro-batches, permutation."""
+    advantages = chosen.advantages(batch)
+    assert advantages.shape == batch.completion_mask.shape
+    assert advantages.dtype == batch.rewards.dtype
+    assert torch.isfinite(advantages).all()
+    assert not advantages.requires_grad
+    loss, gradient = loss_and_gradient(chosen, batch, now)
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[~batch.completion_mask] == 0).all()
+    parts = [[row] for row in range(len(batch.groups))]
+    split_loss, split_gradient = loss_and_gradient(chosen, batch, now, parts)
+    size = 1 + gradient.abs().max()
+    assert abs(loss - split_loss) <= 1e-10 * (1 + abs(loss))
+    assert close(gradient / size, split_gradient / size)
+    backwards = torch.arange(len(batch.groups)).flip(0)
+    assert close(chosen.advantages(batch.select(backwards)), advantages.flip(0), 1e-6)
+    assert all(
+        math.isfinite(value)
+        for value in diagnostics(chosen, batch, now.detach(), advantages).values()
+    )
+
+
+@pytest.mark.parametrize("combination", [c for c in COMBINATIONS if c not in UNLABELLED])
+def test_every_combination_works(combination: tuple[str, str, str, str]) -> None:
+    batch = make_batch(COMBINATIONS.index(combination), sizes=(3, 1, 2))
+    hold(mix(combination), batch, current(batch))
+
+
+@st.composite
+def ragged_batches(draw: st.DrawFn) -> tuple[Batch, float]:
+    """Groups of 1 to 4, lengths 1 to 5; correctness, entropies and log-ratios at their extremes."""
+    sizes = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    batch = make_batch(draw(st.integers(0, 999)), sizes, longest=draw(st.integers(1, 5)))
+    correct = draw(st.sampled_from(["mixed", "all correct", "all wrong"]))
+    if correct != "mixed":
+        value = float(correct == "all correct")
+        batch = replace(batch, rewards=torch.full_like(batch.rewards, value))
+    entropy = draw(st.sampled_from(["random", "zero", "equal", "some zero"]))
+    assert batch.entropies is not None
+    if entropy == "some zero":
+        batch = replace(batch, entropies=batch.entropies * (batch.entropies > 1))
+    elif entropy != "random":
+        value = 0.0 if entropy == "zero" else 0.37
+        batch = replace(batch, entropies=torch.full_like(batch.entropies, value))
+    return batch, draw(st.sampled_from([0.0, 0.3, 50.0, 1e4]))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    drawn=ragged_batches(),
+    combination=st.sampled_from([c for c in COMBINATIONS if c not in UNLABELLED]),
+    normalization=st.sampled_from(["own_set", "with_zeros", "joint"]),
+    estimator=st.sampled_from(["rao", "discrete", "paper"]),
+    f=st.sampled_from(["linear", "exponential", "focal", "reciprocal"]),
+)
+def test_ragged_groups_at_the_extremes(
+    drawn: tuple[Batch, float],
+    combination: tuple[str, str, str, str],
+    normalization: str,
+    estimator: str,
+    f: str,
+) -> None:
+    batch, spread = drawn
+    chosen = mix(
+        combination,
+        gtpo={"normalization": normalization},
+        seed_grpo={"estimator": estimator, "f": f, "alpha": 0.8},
+    )
+    hold(chosen, batch, current(batch, spread=spread))
+
+
+def test_select_keeps_every_column() -> None:
+    batch = make_batch(0)
+    part = batch.select(torch.tensor([3, 1]))
+    for item in fields(Batch):
+        value = getattr(part, item.name)
+        if isinstance(value, Tensor):
+            assert len(value) == 2, item.name
+    assert part.names == (batch.names[3], batch.names[1])
