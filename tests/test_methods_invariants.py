@@ -99,7 +99,7 @@ class TestInvariants:
     def test_1_padding_never_matters(self, name: str) -> None:
         batch = make_batch(1)
         mask = batch.completion_mask
-        garbage = {
+        garbage: dict[str, Any] = {
             column: torch.where(mask, getattr(batch, column), 1e30) for column in TOKEN_COLUMNS
         }
         other = replace(batch, **garbage)
@@ -222,16 +222,14 @@ class TestInvariant5Reductions:
 
     batch = make_batch(5)
 
-    def same(
-        self, a: Recipe, b: Recipe, batch: Batch | None = None, tolerance: float = 1e-10
-    ) -> None:
+    def same(self, a: Recipe, b: Recipe, batch: Batch | None = None) -> None:
         batch = batch or self.batch
         now = current(batch)
         for one, other in zip(
             loss_and_gradient(a, batch, now), loss_and_gradient(b, batch, now), strict=True
         ):
-            assert close(one, other, tolerance)
-        assert close(a.advantages(batch), b.advantages(batch), tolerance)
+            assert close(one, other)
+        assert close(a.advantages(batch), b.advantages(batch))
 
     def test_alpha_0(self) -> None:
         self.same(choose("seed_grpo", seed_grpo={"alpha": 0}), choose("dr_grpo"))
@@ -254,7 +252,9 @@ class TestInvariant5Reductions:
     def test_a2_0_at_equal_lengths_is_the_standardised_reward(self) -> None:
         # rewards +-1 instead of 1 and 0: the same z-score over the population
         batch = replace(self.batch, completion_mask=torch.ones(13, 6).bool())
-        filled = {c: torch.nan_to_num(getattr(batch, c), nan=0.7) for c in TOKEN_COLUMNS}
+        filled: dict[str, Any] = {
+            c: torch.nan_to_num(getattr(batch, c), nan=0.7) for c in TOKEN_COLUMNS
+        }
         batch = replace(batch, **filled)
         found = choose("gtpo", gtpo={"a2": 0, "normalization": "joint"}).advantages(batch)
         for g in range(4):
@@ -338,7 +338,8 @@ def hold(chosen: Recipe, batch: Batch, now: Tensor) -> None:
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
     assert (gradient[~batch.completion_mask] == 0).all()
-    parts = [[row] for row in range(len(batch.groups))]
+    half = len(batch.groups) // 2
+    parts = [list(range(half, len(batch.groups))), *([list(range(half))] if half else [])]
     split_loss, split_gradient = loss_and_gradient(chosen, batch, now, parts)
     size = 1 + gradient.abs().max()
     assert abs(loss - split_loss) <= 1e-10 * (1 + abs(loss))
@@ -372,11 +373,11 @@ def ragged_batches(draw: st.DrawFn) -> tuple[Batch, float]:
         batch = replace(batch, entropies=batch.entropies * (batch.entropies > 1))
     elif entropy != "random":
         value = 0.0 if entropy == "zero" else 0.37
-        batch = replace(batch, entropies=torch.full_like(batch.entropies, value))
+        batch = replace(batch, entropies=torch.full_like(batch.old_logprobs, value))
     return batch, draw(st.sampled_from([0.0, 0.3, 50.0, 1e4]))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     drawn=ragged_batches(),
     combination=st.sampled_from([c for c in COMBINATIONS if c not in UNLABELLED]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -80,16 +81,23 @@ def build_params(name: str, block: Any) -> Any:
     where = f"method.{name}"
     if not isinstance(block, Mapping):
         raise InputError(f"params.yaml: {where}: expected keys and values (got {block!r})")
-    hints = get_type_hints(method.params, include_extras=True)
-    known: dict[str, Any] = {
-        item.name: (hints[item.name], _default(item)) for item in dataclasses.fields(method.params)
-    }
-    model = create_model(f"{name}_block", __base__=Section, **known)
+    model = _block_model(name)
     checked = check(model, block, where)
     try:
-        return method.params(**{key: getattr(checked, key) for key in known})
+        return method.params(**{key: getattr(checked, key) for key in model.model_fields})
     except ValueError as error:
         raise InputError(f"params.yaml: {where}: {error}") from None
+
+
+@functools.cache
+def _block_model(name: str) -> type[Section]:
+    """A closed pydantic model with the fields of the method's params dataclass."""
+    params = METHODS[name].params
+    hints = get_type_hints(params, include_extras=True)
+    known: dict[str, Any] = {
+        item.name: (hints[item.name], _default(item)) for item in dataclasses.fields(params)
+    }
+    return create_model(f"{name}_block", __base__=Section, **known)
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:
