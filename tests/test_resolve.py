@@ -68,7 +68,10 @@ def write_gguf(path: Path, seed: int = 0, leave_out: str = "") -> dict[str, np.n
     writer.add_pad_token_id(2)
     writer.add_chat_template(CHAT)
     draw = np.random.default_rng(seed)
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (len(tokens), WIDTH), "output_norm": (WIDTH,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (len(tokens), WIDTH),
+        "output_norm": (WIDTH,),
+    }
     for i in range(LAYERS):
         kv = WIDTH // HEADS * KV_HEADS
         block: dict[str, tuple[int, ...]] = {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
