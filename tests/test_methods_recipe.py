@@ -17,18 +17,8 @@ from entrograd.params import MethodParams, check
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 PRESETS = [
-    "grpo",
-    "dapo",
-    "dr_grpo",
-    "gspo",
-    "cispo",
-    "high_entropy_tokens",
-    "empo",
-    "seed_grpo",
-    "gtpo",
-    "grpo_s",
-    "encore",
-    "asr",
+    *("grpo", "dapo", "dr_grpo", "gspo", "cispo", "high_entropy_tokens"),
+    *("empo", "seed_grpo", "gtpo", "grpo_s", "encore", "asr"),
 ]
 
 
