@@ -1,0 +1,68 @@
+"""The lines printed after a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from entrograd import io
+from entrograd.summary import main
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    entry = {"n": 512, "accuracy": 0.25, "ci_low": 0.2146, "ci_high": 0.2894}
+    difference = {"diff": 0.5, "ci_low": 0.4512, "ci_high": 0.5488}
+    summary = {"base": entry, "online": {**entry, "accuracy": 0.75}}
+    io.write_json(tmp_path / "summary.json", {**summary, "online_minus_base": difference})
+    io.write_json(tmp_path / "timings.json", {"prepare": 1.25, "train_online": 300.5})
+    return tmp_path
+
+
+def run(results: Path, *more: str) -> int:
+    return main(["--results", str(results), "--params", str(results / "params.yaml"), *more])
+
+
+def test_accuracies_times_and_the_reports_place(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (results / "page.html").write_text("")
+    assert run(results, "--report", str(results / "page.html")) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "greedy accuracy, 512 held-out problems interval",
+        "base 25.0 % 21.5 – 28.9 %",
+        "online 75.0 % 21.5 – 28.9 %",
+        "online − base +50.0 points +45.1 to +54.9",
+        "",
+        "seconds when last run: 302 in all (train_online 300, prepare 1)",
+        f"report: {results / 'page.html'}",
+    ]
+
+
+def test_what_is_absent_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "timings.json").unlink()
+    io.write_json(results / "summary.json", {})
+    assert run(results, "--report", "nowhere.html") == 0
+    out = capsys.readouterr().out
+    assert "no held-out accuracy" in out
+    assert "nowhere.html is not there yet" in out
+    assert "seconds" not in out
+
+
+def test_no_summary_is_an_error_with_its_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path) == 2
+    assert "summary.json: no such file; stage evaluate writes it" in capsys.readouterr().err
+
+
+def test_imports_nothing_heavy() -> None:
+    code = "import sys, entrograd.summary; print([m for m in ('torch', 'prefect', 'dvc') if m in "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "sys.modules])"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
