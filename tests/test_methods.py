@@ -322,6 +322,18 @@ class TestGrpoS:
         assert float(total) == pytest.approx(-2 * 1.0912535, abs=1e-6)
 
 
+class TestSequenceRatiosWithTokenCredit:
+    @pytest.mark.parametrize("name", ["gspo", "grpo_s"])
+    def test_each_token_takes_its_own_share_of_the_gradient(self, name: str) -> None:
+        # on policy, one completion of two tokens: d/dlogp_t of -(1/2) sum_t A_t = -A_t / 2
+        chosen, batch = choose(name), group([1], [[1, 1]])
+        now = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+        credit = torch.tensor([[1.0, -3.0]], dtype=torch.float64)
+        loss = chosen.policy_loss(now, credit, batch)
+        total = chosen.aggregate(loss, batch.completion_mask, denominators(batch, 2))
+        assert torch.autograd.grad(total, now)[0].tolist() == [[-0.5, 1.5]]
+
+
 class TestHighEntropyTokens:
     def test_cut(self) -> None:
         # entropies 1..10: the .8-quantile is 8.2, so 9 and 10 stay
