@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from flows import ROOT, guard
 
@@ -100,17 +101,29 @@ class Project:
 
         try:
             with Repo(str(self.root)) as repo:
-                graph = get_active_graph(repo.index.graph)
-                chosen = [s for target in targets for s in repo.stage.collect(target)]
-                order = plan_repro(graph, chosen or None)
+                active = get_active_graph(repo.index.graph)
+                address = {stage: self._address(stage) for stage in active}
+                chosen = []
+                for target in targets:
+                    named = [s for s in active if target in (address[s], address[s].split("@")[0])]
+                    if not named:
+                        known = ", ".join(sorted(address.values()))
+                        raise UnknownStage(f"{self.root}: no stage {target!r}; known: {known}")
+                    chosen += named
                 return {
-                    stage.addressing: tuple(
-                        sorted(upstream.addressing for upstream in graph.successors(stage))
-                    )
-                    for stage in order
+                    address[stage]: tuple(sorted(address[s] for s in active.successors(stage)))
+                    for stage in plan_repro(active, chosen or None)
                 }
         except DvcException as error:
             raise UnknownStage(f"{self.root}: {_sentence(error)}") from error
+
+    def _address(self, stage: Any) -> str:
+        """A stage as a dvc command in `root` takes it (DVC's own depends on the current folder)."""
+        file = os.path.relpath(stage.path, self.root)
+        name = getattr(stage, "name", None)  # a file.dvc is a stage without one
+        if name is None:
+            return file
+        return str(name) if file == "dvc.yaml" else f"{file}:{name}"
 
     def repro(
         self,

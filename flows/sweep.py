@@ -109,7 +109,7 @@ def run_experiment(project: dvc.Project, experiment: Experiment, timeout: float)
     log = get_run_logger()
     project.call(
         experiment.name,
-        ["exp", "run", "--temp", "--name", experiment.name, *settings],
+        ["--wait-for-lock", "exp", "run", "--temp", "--name", experiment.name, *settings],
         timeout=timeout,
         emit=log.info,
     )
@@ -156,10 +156,13 @@ def sweep(
 
 
 def metrics(experiment: str) -> dict[str, Any]:
-    """An experiment's metrics by dotted name, as DVC has them."""
-    from dvc.api import metrics_show
+    """An experiment's metrics by dotted name, as DVC has them; a file it lacks adds none."""
+    from dvc.repo import Repo
 
-    return dict(_flat(metrics_show(repo=str(ROOT), rev=experiment)))
+    with Repo(str(ROOT)) as repo:
+        shown = repo.metrics.show(revs=[experiment], hide_workspace=True)
+    files = (file for revision in shown.values() for file in revision.get("data", {}).values())
+    return {key: value for file in files for key, value in _flat(file.get("data", {}))}
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
