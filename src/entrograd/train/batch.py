@@ -65,11 +65,12 @@ def examples(rows: Sequence[Mapping[str, Any]], device: torch.device) -> Example
         cluster_ids=torch.tensor([row["cluster_id"] for row in rows], device=device),
         sampling_logprobs=column("sampling_logprobs"),
         segment_ids=column("segment_ids"),
-        reward_heads=torch.tensor([[h["value"] for h in row] for row in heads if row])
+        reward_heads=torch.tensor([[h["value"] for h in row or ()] for row in heads], device=device)
         if named
         else None,
         head_names=tuple(h["name"] for h in heads[0]) if named and heads[0] else (),
         names=tuple(row["prompt_id"] for row in rows),
+        answered=torch.tensor([bool(row.get("answer")) for row in rows], device=device),
     )
     return Examples(
         [list(row["prompt_ids"]) for row in rows],

@@ -1,0 +1,202 @@
+"""Logprobs and entropies from hidden states, and the forward pass with shared prompts."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from entrograd.errors import InputError
+from entrograd.models.forward import (
+    _plain_hidden,
+    _shared_hidden,
+    batches,
+    common_prefix,
+    completion_logprobs,
+    score,
+    shares_prompts,
+)
+from entrograd.models.load import load_model
+from entrograd.numerics.logprobs import logprobs_and_entropies
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+
+
+def family(name: str, attention: str) -> Any:
+    torch.manual_seed(3)
+    shape = {**SHAPE, "attn_implementation": attention}
+    if name == "llama":
+        model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    elif name == "qwen":
+        model = Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=False))
+    else:
+        model = GemmaForCausalLM(GemmaConfig(**shape))
+    return model.eval()
+
+
+def sequences(seed: int, groups: int = 3, size: int = 3) -> tuple[list[list[int]], list[list[int]]]:
+    """Groups of equal prompts that begin alike and differ in length, ragged completions."""
+    rng = random.Random(seed)
+    prompts = [
+        [5, 6, 7, 8, *[rng.randrange(1, 61) for _ in range(rng.randrange(1, 6))]]
+        for _ in range(groups)
+    ]
+    chosen = [prompts[i % groups] for i in range(groups * size)]
+    return chosen, [[rng.randrange(1, 61) for _ in range(rng.randrange(1, 8))] for _ in chosen]
+
+
+class TestLogprobsAndEntropies:
+    def reference(self, hidden: Tensor, head: Tensor, targets: Tensor, t: float) -> Any:
+        """Plain Python float64: log-softmax and entropy, one token at a time."""
+        logprobs, entropies = [], []
+        for row, target in zip((hidden @ head.T / t).tolist(), targets.tolist(), strict=True):
+            top = max(row)
+            total = math.fsum(math.exp(z - top) for z in row)
+            p = [math.exp(z - top) / total for z in row]
+            logprobs.append(row[target] - top - math.log(total))
+            entropies.append(-math.fsum(q * math.log(q) for q in p if q > 0))
+        return logprobs, entropies
+
+    @pytest.mark.parametrize(("tokens", "vocabulary"), [(4, 7), (64, 101), (1, 1), (5, 1000)])
+    def test_values(self, tokens: int, vocabulary: int) -> None:
+        torch.manual_seed(0)
+        hidden = torch.randn(23, 16, dtype=torch.float64)
+        head = 2 * torch.randn(101, 16, dtype=torch.float64)
+        targets = torch.randint(0, 101, (23,))
+        got = logprobs_and_entropies(
+            hidden, head, targets, 0.7, token_tile=tokens, vocabulary_tile=vocabulary
+        )
+        want = self.reference(hidden, head, targets, 0.7)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, torch.tensor(b, dtype=torch.float64), rtol=0, atol=1e-11)
+
+    def test_gradient_is_that_of_finite_differences(self) -> None:
+        torch.manual_seed(1)
+        hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+        head = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+        targets = torch.tensor([0, 8, 3, 3, 5])
+        assert torch.autograd.gradcheck(
+            lambda h, w: logprobs_and_entropies(
+                h, w, targets, 1.3, token_tile=2, vocabulary_tile=4
+            )[0],
+            (hidden, head),
+        )
+
+    def test_float32_is_exact_to_1e_5(self) -> None:
+        torch.manual_seed(2)
+        hidden, head = torch.randn(64, 32), torch.randn(5000, 32) / 4
+        targets = torch.randint(0, 5000, (64,))
+        got, entropy = logprobs_and_entropies(hidden, head, targets, vocabulary_tile=512)
+        logs = torch.log_softmax(hidden.double() @ head.double().T, -1)
+        plain = logs.gather(-1, targets[:, None])[:, 0]
+        torch.testing.assert_close(got.double(), plain, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            entropy.double(), -(logs.exp() * logs).sum(-1), rtol=0, atol=1e-5
+        )
+
+    def test_nothing_flows_back_through_entropies(self) -> None:
+        hidden = torch.randn(3, 4, requires_grad=True)
+        _, entropies = logprobs_and_entropies(hidden, torch.randn(6, 4), torch.tensor([0, 1, 2]))
+        assert not entropies.requires_grad
+
+    def test_certain_and_uniform_distributions(self) -> None:
+        # logits (0,...,0): H = ln 8, log p = -ln 8; logits (1000, 0, ...): H = 0, log p = 0
+        hidden = torch.tensor([[0.0], [1000.0]], dtype=torch.float64)
+        head = torch.tensor([[1.0], *[[0.0]] * 7], dtype=torch.float64)
+        logprobs, entropies = logprobs_and_entropies(hidden, head, torch.tensor([0, 0]))
+        assert logprobs.tolist() == pytest.approx([-math.log(8), 0.0], abs=1e-12)
+        assert entropies.tolist() == pytest.approx([math.log(8), 0.0], abs=1e-12)
+
+
+class TestSharedPrompts:
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    @pytest.mark.parametrize("name", ["llama", "qwen", "gemma"])
+    def test_equal_to_the_plain_forward(self, name: str, attention: str) -> None:
+        model = family(name, attention)
+        prompts, completions = sequences(7)
+        results = []
+        for hidden in (_shared_hidden, _plain_hidden):
+            model.zero_grad()
+            states = hidden(model, prompts, completions)
+            states.square().sum().backward()
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            results.append((states.detach(), gradient))
+        (shared, shared_gradient), (plain, plain_gradient) = results
+        assert shared.shape == (sum(map(len, completions)), 32)
+        torch.testing.assert_close(shared, plain, rtol=1e-5, atol=1e-5)
+        scale = plain_gradient.abs().max()
+        torch.testing.assert_close(shared_gradient / scale, plain_gradient / scale, rtol=0, atol=1e-5)
+
+    def test_one_token_prompts_and_completions(self) -> None:
+        model = family("llama", "sdpa")
+        prompts, completions = [[5], [5], [9]], [[1], [2], [3]]
+        torch.testing.assert_close(
+            _shared_hidden(model, prompts, completions), _plain_hidden(model, prompts, completions)
+        )
+
+    def test_score_keeps_order_and_does_not_depend_on_the_budget(self) -> None:
+        model = family("llama", "sdpa")
+        prompts, completions = sequences(11, groups=4, size=4)
+        with torch.no_grad():
+            flat, _ = completion_logprobs(model, prompts, completions, 0.8)
+        want = [part.tolist() for part in flat.split([len(c) for c in completions])]
+        for budget in (1, 40, 100000):
+            got = score(model, prompts, completions, 0.8, budget)
+            for (logprobs, entropies), expected in zip(got, want, strict=True):
+                assert logprobs == pytest.approx(expected, abs=1e-5)
+                assert len(entropies) == len(expected)
+                assert all(0 <= h <= math.log(61) + 1e-6 for h in entropies)
+
+    def test_sliding_windows_are_not_shared(self, tiny_model: Path) -> None:
+        model = load_model(tiny_model, "float32", "cpu")
+        assert shares_prompts(model)
+        model.config.layer_types = ["full_attention", "sliding_attention"]
+        assert not shares_prompts(model)
+
+    def test_soft_capped_heads_are_refused(self, tiny_model: Path) -> None:
+        model = load_model(tiny_model, "float32", "cpu")
+        model.config.final_logit_softcapping = 30.0
+        with pytest.raises(InputError, match="soft-capped"):
+            completion_logprobs(model, [[5]], [[6]], 1.0)
+
+
+class TestBatches:
+    def test_every_row_once_and_within_budget(self) -> None:
+        prompts, completions = sequences(5, groups=6, size=5)
+        planned = list(batches(prompts, completions, 60))
+        assert sorted(row for rows in planned for row in rows) == list(range(30))
+        for rows in planned:
+            unique = {tuple(prompts[i]) for i in rows}
+            cost = len(unique) * max(map(len, unique))
+            cost += len(rows) * max(len(completions[i]) for i in rows)
+            assert cost <= 60 or len(rows) == 1
+
+    def test_common_prefix_leaves_one_token(self) -> None:
+        assert common_prefix([[1, 2, 3], [1, 2, 4, 5]]) == 2
+        assert common_prefix([[1, 2], [1, 2, 3]]) == 1
+        assert common_prefix([[1], [1]]) == 0
+        assert common_prefix([[4, 2], [1, 2]]) == 0

@@ -1,0 +1,92 @@
+"""The shape of the project: import directions, and the dependency lists of dvc.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from imports import REGISTRY, ROOT, SOURCE, closure, direct
+
+PACKAGE = SOURCE / "entrograd"
+STAGES = sorted((ROOT / "stages").glob("*.py"))
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+# What a package may never reach, directly or through others.
+FORBIDDEN = {
+    "numerics": {"methods", "train", "data", "models", "rollout", "verify", "annotate"},
+    "methods": {"train", "models", "rollout", "verify", "annotate", "data", "evaluate", "report"},
+    "data": {"train", "methods", "models", "rollout", "verify", "annotate", "evaluate", "report"},
+    "models": {"train", "methods", "rollout", "verify", "annotate", "evaluate", "report"},
+    "rollout": {"train", "methods", "verify", "annotate", "evaluate", "report"},
+    "verify": {"train", "methods", "models", "rollout", "annotate", "evaluate", "report"},
+    "annotate": {"train", "methods", "rollout", "evaluate", "report"},
+    "evaluate": {"train", "methods", "report"},
+    "report": {"train", "methods", "models", "rollout"},
+}
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_run_one_way(package: str) -> None:
+    for file in (PACKAGE / package).glob("*.py"):
+        reached = {
+            f.relative_to(PACKAGE).parts[0] for f in closure(file) if f.is_relative_to(PACKAGE)
+        }
+        wrong = reached & FORBIDDEN[package]
+        assert not wrong, f"{relative(file)} reaches {sorted(wrong)}"
+
+
+def test_flows_import_neither_torch_nor_the_library() -> None:
+    for file in (ROOT / "flows").glob("*.py"):
+        text = file.read_text()
+        assert not [f for f in direct(file) if f.is_relative_to(PACKAGE)], relative(file)
+        assert "import torch" not in text and "from torch" not in text, relative(file)
+
+
+def test_there_is_one_script_a_stage() -> None:
+    assert {file.stem for file in STAGES} == set(PIPELINE)
+
+
+@pytest.mark.parametrize("script", STAGES, ids=lambda path: path.stem)
+def test_dvc_lists_every_module_a_stage_imports(script: Path) -> None:
+    """DVC does not follow imports: a module that is not listed changes results unnoticed."""
+    listed = set(PIPELINE[script.stem]["deps"])
+    needed = {relative(f) for f in {script} | closure(script) if f.stat().st_size}
+    if relative(REGISTRY) in needed:
+        assert "src/entrograd/methods/${method.name}.py" in listed
+        shipped = [f for f in direct(REGISTRY) if f.parent == REGISTRY.parent]
+        needed |= {relative(f) for f in shipped if f != REGISTRY and _tracked(f)}
+        needed.discard(relative(REGISTRY))
+    missing, stale = needed - listed, {d for d in listed if d.endswith(".py")} - needed
+    stale -= {"src/entrograd/methods/${method.name}.py"}
+    assert not missing, f"dvc.yaml: {script.stem}: add to deps: {sorted(missing)}"
+    assert not stale, f"dvc.yaml: {script.stem}: remove from deps: {sorted(stale)}"
+
+
+def _tracked(file: Path) -> bool:
+    """Whether any stage lists this method file; a new method needs no line of its own."""
+    return any(relative(file) in stage["deps"] for stage in PIPELINE.values())
+
+
+@pytest.mark.parametrize("script", STAGES, ids=lambda path: path.stem)
+def test_stage_reads_the_sections_dvc_watches(script: Path) -> None:
+    """A section that is read but not watched would leave a stale result."""
+    text = script.read_text()
+    sections = text.split("sections=(")[1].split(")")[0]
+    read = {part.strip().strip('"') for part in sections.split(",")} - {""}
+    assert read == set(PIPELINE[script.stem]["params"])
+
+
+def test_files_are_short() -> None:
+    long = {
+        relative(file): lines
+        for folder in (PACKAGE, ROOT / "stages", ROOT / "flows")
+        for file in folder.rglob("*.py")
+        if (lines := len(file.read_text().splitlines())) > 320
+    }
+    assert long == {"src/entrograd/params.py": long.get("src/entrograd/params.py")}
+    assert all(len(file.read_text().splitlines()) <= 45 for file in STAGES)
