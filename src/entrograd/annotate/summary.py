@@ -66,7 +66,11 @@ def check_alarms(summary: Mapping[str, Any], alarms: Alarms) -> None:
         if share > warn:
             log.warning("%.1f%% of completions are %s; %s", share * 100, status, _REMEDIES[status])
     if summary["status"]["error"]:
-        log.warning("%.1f%% of comparisons failed (reward 0)", summary["status"]["error"] * 100)
+        log.warning(
+            "%.1f%% of completions could not be compared (reward 0); raise "
+            "annotate.grader.memory_mb",
+            summary["status"]["error"] * 100,
+        )
     if not summary["groups_with_signal"]:
         log.warning(
             "no group has differing rewards (mean %.3f): training on these rollouts moves nothing; "

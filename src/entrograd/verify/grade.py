@@ -98,8 +98,7 @@ class Grader:
             outcomes = self._pool.map(list(pairs))
         except WorkerStartError as error:
             raise InputError(
-                f"grader: {error}; memory_mb is {self._limits.memory_mb}: raise it, or repair "
-                "the installation of math-verify"
+                f"grader: {error}; repair the installation of math-verify (make setup)"
             ) from None
         self._known.update(zip(pairs, outcomes, strict=True))
 

@@ -1,0 +1,395 @@
+"""Annotated rows and groups, the stage on files, and its resumption after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entrograd import io, params
+from entrograd.annotate.annotate import annotate, annotate_rows
+from entrograd.annotate.summary import check_alarms
+from entrograd.errors import InputError
+from entrograd.models.load import load_model
+from entrograd.verify.grade import Grader
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = params.AnnotateParams(dtype="float32", device="cpu")
+PROMPT_IDS = [10, 11, 12]
+
+
+def rollout(prompt: str, sample: int, text: str, **other: Any) -> dict[str, Any]:
+    """A row of the rollouts table; the tokens are those of the tiny model, one a character."""
+    return {
+        "prompt_id": prompt,
+        "sample_index": sample,
+        "prompt_ids": PROMPT_IDS,
+        "completion_ids": [3 + ord(character) % 60 for character in text],
+        "completion_text": text,
+        "sampling_logprobs": None,
+        "finish_reason": "stop",
+        "seed": 0,
+        "policy_version": "elsewhere",
+        **other,
+    }
+
+
+def fake_score(rows: list[dict[str, Any]]) -> list[tuple[list[float], list[float]]]:
+    """logprob -(sample_index + 1) / 10 and entropy 0.5 + sample_index at every token."""
+    return [
+        (
+            [-(row["sample_index"] + 1) / 10] * len(row["completion_ids"]),
+            [0.5 + row["sample_index"]] * len(row["completion_ids"]),
+        )
+        for row in rows
+    ]
+
+
+def prompts_table(path: Path, answers: dict[str, list[str]]) -> Path:
+    rows = [
+        {
+            "prompt_id": prompt,
+            "source": "test",
+            "split": "train",
+            "problem": prompt,
+            "answers": accepted,
+            "prompt_text": prompt,
+        }
+        for prompt, accepted in answers.items()
+    ]
+    io.write_table(path, rows, "prompts")
+    return path
+
+
+class TestRows:
+    ROWS = (
+        rollout("q", 3, "9"),
+        rollout("p", 0, "12\n"),
+        rollout("q", 0, "", completion_ids=[1]),
+        rollout("q", 1, "7.0"),
+        rollout("q", 2, "7"),
+    )
+
+    @pytest.fixture
+    def result(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        with Grader(SETTINGS.grader) as grader:
+            return annotate_rows(
+                self.ROWS, {"p": ["12"], "q": ["7", "8"]}, fake_score, grader, SETTINGS
+            )
+
+    def test_columns(self, result: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+        rows, _ = result
+        assert [
+            (r["prompt_id"], r["sample_index"], r["reward"], r["reward_status"], r["answer"])
+            for r in rows
+        ] == [
+            ("q", 3, 0.0, "ok", "9"),
+            ("p", 0, 1.0, "ok", "12"),
+            ("q", 0, 0.0, "no_answer", None),
+            ("q", 1, 1.0, "ok", "7.0"),
+            ("q", 2, 1.0, "ok", "7"),
+        ]
+        # By sample_index: q 0 (no answer) is 0, q 1 and q 2 are 1, q 3 is 2.
+        assert [r["cluster_id"] for r in rows] == [2, 0, 0, 1, 1]
+        assert rows[1]["old_logprobs"] == [-0.1] * 3
+        assert rows[0]["entropies"] == [3.5]
+
+    def test_groups(self, result: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+        _, (q, p) = result
+        assert (q["prompt_id"], q["completions"], q["clusters"], q["mean_reward"]) == (
+            "q",
+            4,
+            3,
+            0.5,
+        )
+        # ell -.1 -.2 -.3 -.4, clusters 0 1 1 2: exp .904837 .818731 .740818 .670320, sum 3.134706;
+        # masses .288651 .497505 .213838; -sum p ln p = .358680 + .347336 + .329868 = 1.035884
+        assert q["semantic_entropy_rao"] == pytest.approx(1.035884, abs=2e-5)
+        assert q["semantic_entropy_discrete"] == pytest.approx(1.0397208, abs=5e-8)
+        # tokens: 1 of .5, 3 of 1.5 ("7.0"), 1 of 2.5, 1 of 3.5 -> 11 / 6
+        assert q["mean_token_entropy"] == pytest.approx(11 / 6)
+        assert (p["semantic_entropy_rao"], p["clusters"], p["mean_token_entropy"]) == (0.0, 1, 0.5)
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([rollout("z", 0, "1")], "prompt_id z: no accepted answer"),
+            ([rollout("p", 0, "1")] * 2, "prompt_id p, sample_index 0: appears twice"),
+        ],
+    )
+    def test_bad_rows(self, rows: Sequence[dict[str, Any]], message: str) -> None:
+        with Grader(SETTINGS.grader) as grader, pytest.raises(InputError, match=message):
+            annotate_rows(rows, {"p": ["1"]}, fake_score, grader, SETTINGS)
+
+
+# --- the stage -------------------------------------------------------------------------------
+
+
+class Files:
+    """Prompts and sharded rollouts on disk, and where outputs go."""
+
+    def __init__(self, folder: Path, model: Path, shards: int = 3) -> None:
+        self.folder, self.model = folder, model
+        names = [f"p{i}" for i in range(2 * shards)]
+        self.prompts = prompts_table(folder / "prompts.parquet", {n: ["12"] for n in names})
+        self.rollouts = folder / "rollouts"
+        self.rollouts.mkdir()
+        for index in range(shards):
+            rows = [
+                rollout(name, sample, text)
+                for name in names[2 * index : 2 * index + 2]
+                for sample, text in enumerate(["12\n", "13\n", "12.0\n7 + 5", "no\n"])
+            ]
+            self.write(index, rows)
+        io.write_manifest(self.rollouts)
+
+    def write(self, index: int, rows: list[dict[str, Any]], temperature: float = 0.7) -> None:
+        sampling = params.Sampling(temperature=temperature).model_dump()
+        io.write_table(self.rollouts / io.shard_name(index), rows, "rollouts", sampling=sampling)
+
+    def run(
+        self, resume: Path, out: str = "out", settings: params.AnnotateParams = SETTINGS
+    ) -> str:
+        place = self.folder / out
+        return annotate(
+            settings,
+            self.prompts,
+            self.rollouts,
+            self.model,
+            place / "annotated",
+            place / "groups.parquet",
+            place / "annotate.json",
+            resume,
+        )
+
+
+@pytest.fixture
+def files(tmp_path: Path, tiny_model: Path) -> Files:
+    return Files(tmp_path, tiny_model)
+
+
+def test_tables_summary_and_provenance(files: Files, tmp_path: Path) -> None:
+    line = files.run(tmp_path / "resume")
+    out = tmp_path / "out"
+    assert line == "24 completions of 6 prompts, mean reward 0.500, groups with signal 100%"
+    rows = io.read_table(out / "annotated", "annotated").to_pylist()
+    assert [row["cluster_id"] for row in rows[:4]] == [0, 1, 0, 2]
+    assert io.provenance(out / "annotated")["sampling"]["temperature"] == 0.7
+    assert io.provenance(out / "groups.parquet")["annotate"]["grader"].startswith("math-verify")
+    assert io.read_table(out / "groups.parquet", "groups").num_rows == 6
+    summary = io.read_json(out / "annotate.json")
+    assert summary["status"] == {
+        "ok": 1.0, "no_answer": 0.0, "timeout": 0.0, "truncated": 0.0, "error": 0.0
+    }  # fmt: skip
+    tokens = [value for row in rows for value in row["entropies"]]
+    assert summary["mean_token_entropy"] == pytest.approx(sum(tokens) / len(tokens))
+
+
+def test_logprobs_are_those_of_a_plain_forward_at_the_sampling_temperature(
+    files: Files, tmp_path: Path
+) -> None:
+    import torch
+
+    files.run(tmp_path / "resume")
+    row = io.read_table(tmp_path / "out/annotated", "annotated").to_pylist()[2]
+    model = load_model(files.model, "float32", "cpu")
+    ids = torch.tensor([[*row["prompt_ids"], *row["completion_ids"]]])
+    with torch.no_grad():
+        logits = model(ids).logits[0, len(PROMPT_IDS) - 1 : -1].double() / 0.7
+    table = logits.log_softmax(-1)
+    expected = [float(table[t, token]) for t, token in enumerate(row["completion_ids"])]
+    entropies = [float(-(step.exp() * step).sum()) for step in table]
+    assert row["old_logprobs"] == pytest.approx(expected, abs=1e-4)
+    assert row["entropies"] == pytest.approx(entropies, abs=1e-4)
+
+
+def test_greedy_rollouts_and_foreign_files_are_scored_at_temperature_one(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [rollout("p0", sample, text) for sample, text in enumerate(["12", "13"])]
+    files.write(0, rows, temperature=0.0)
+    greedy = files.rollouts = files.rollouts / io.shard_name(0)
+    files.run(tmp_path / "a", "greedy")
+    files.rollouts = tmp_path / "foreign.parquet"
+    io.write_table(files.rollouts, io.read_table(greedy, "rollouts"), "rollouts")
+    with caplog.at_level(logging.INFO, "entrograd"):
+        files.run(tmp_path / "b", "foreign")
+    assert "does not say how it was sampled" in caplog.text
+    tables = [io.read_table(tmp_path / n / "annotated", "annotated") for n in ("greedy", "foreign")]
+    assert tables[0].equals(tables[1])
+
+
+def test_finished_shards_are_kept_and_nothing_left_means_no_model(
+    files: Files, tmp_path: Path
+) -> None:
+    resume = tmp_path / "resume"
+    files.run(resume)
+    kept = (resume / "annotated" / io.shard_name(0)).stat()
+    (resume / "annotated" / io.shard_name(1)).unlink()
+    files.run(resume, "again")
+    after = (resume / "annotated" / io.shard_name(0)).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
+    assert io.sha256(tmp_path / "again") == io.sha256(tmp_path / "out")
+    files.model = tmp_path / "no model"
+    files.run(resume, "third")
+    assert io.sha256(tmp_path / "third") == io.sha256(tmp_path / "out")
+
+
+def _unknown(files: Files) -> None:
+    prompts_table(files.prompts, {"p0": ["12"]})
+
+
+def _split_group(files: Files) -> None:
+    files.write(1, [rollout("p0", 9, "12")])
+    io.write_manifest(files.rollouts)
+
+
+def _empty(files: Files) -> None:
+    files.rollouts = files.rollouts.parent / "empty.parquet"
+    io.write_table(files.rollouts, [], "rollouts")
+
+
+def _too_long(files: Files) -> None:
+    files.write(0, [rollout("p0", 0, "1" * 300)])
+    io.write_manifest(files.rollouts)
+
+
+def _foreign_token(files: Files) -> None:
+    files.write(0, [rollout("p0", 0, "12", completion_ids=[9999])])
+    io.write_manifest(files.rollouts)
+
+
+def _no_column(files: Files) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files.rollouts = files.rollouts.parent / "other.parquet"
+    pq.write_table(pa.table({"text": ["12"]}), files.rollouts)
+
+
+def _not_parquet(files: Files) -> None:
+    files.rollouts = files.rollouts.parent / "rollouts.jsonl"
+    files.rollouts.write_text("{}\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_unknown, r"shard-00000.parquet: prompt_id p1 is not in .*prompts.parquet"),
+        (_split_group, "prompt_id p0 is also in shard-00000.parquet"),
+        (_empty, "empty.parquet: no rows"),
+        (_too_long, "shard-00000.*prompt_id p0, sample_index 0: 303 tokens do not fit"),
+        (_foreign_token, "token 9999 is not in the vocabulary"),
+        (_no_column, "other.parquet: column prompt_id .* is missing"),
+        (_not_parquet, "rollouts.jsonl: not a Parquet file"),
+    ],
+)
+def test_bad_input(
+    files: Files, tmp_path: Path, spoil: Callable[[Files], None], message: str
+) -> None:
+    spoil(files)
+    with pytest.raises(InputError, match=message):
+        files.run(tmp_path / "resume")
+    assert not (tmp_path / "out").exists()
+
+
+class TestAlarms:
+    SUMMARY: dict[str, Any] = {  # noqa: RUF012
+        "completions": 100,
+        "mean_reward": 0.0,
+        "groups_with_signal": 0.5,
+        "status": {"ok": 0.1, "no_answer": 0.6, "truncated": 0.1, "timeout": 0.1, "error": 0.1},
+    }
+
+    def test_warnings(self, caplog: pytest.LogCaptureFixture) -> None:
+        check_alarms({**self.SUMMARY, "groups_with_signal": 0.0}, params.Alarms())
+        assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+            "60.0% of completions are no_answer",
+            "10.0% of completions are timeout",
+            "10.0% of completions could not be compared (reward 0)",
+            "no group has differing rewards (mean 0.000): training on these rollouts moves nothing",
+        ]
+
+    @pytest.mark.parametrize("status", ["no_answer", "truncated", "timeout"])
+    def test_stop(self, status: str) -> None:
+        alarms = params.Alarms.model_validate({f"{status}_stop": 0.05})
+        with pytest.raises(InputError, match=rf"annotate.alarms.{status}_stop allows \(5.0%\)"):
+            check_alarms(self.SUMMARY, alarms)
+
+    def test_the_stage_stops_before_writing(self, files: Files, tmp_path: Path) -> None:
+        files.write(0, [rollout("p0", 0, "I\nam\nlost")])
+        files.rollouts = files.rollouts / io.shard_name(0)
+        settings = SETTINGS.model_copy(update={"alarms": params.Alarms(no_answer_stop=0.5)})
+        with pytest.raises(InputError, match="no_answer_stop"):
+            files.run(tmp_path / "resume", settings=settings)
+        assert not (tmp_path / "out").exists()
+
+
+# --- the command, killed ---------------------------------------------------------------------
+
+PARAMS = """
+base_model: {reference: "path:unused"}
+prepare: {sources: [{kind: file, path: unused}]}
+rollout: {}
+annotate: {dtype: float32, device: cpu}
+method: {name: grpo}
+train_offline: {}
+train_online: {}
+evaluate: {}
+report: {}
+"""
+
+
+def command(files: Files, place: Path) -> list[str]:
+    place.mkdir()
+    (place / "params.yaml").write_text(PARAMS)
+    paths = {
+        "model": files.model,
+        "prompts": files.prompts,
+        "rollouts": files.rollouts,
+        "out": place / "out" / "annotated",
+        "groups": place / "out" / "groups.parquet",
+        "summary": place / "out" / "annotate.json",
+        "params": place / "params.yaml",
+        "work": place / "work",
+        "timings": place / "timings.json",
+    }
+    arguments = [part for key, path in paths.items() for part in (f"--{key}", str(path))]
+    return [sys.executable, str(ROOT / "stages" / "annotate.py"), *arguments]
+
+
+def outputs(place: Path) -> dict[str, str]:
+    names = ("annotated", "groups.parquet", "annotate.json")
+    return {name: io.sha256(place / "out" / name) for name in names}
+
+
+def test_killed_and_run_again_gives_the_same_files(tmp_path: Path, tiny_model: Path) -> None:
+    files = Files(tmp_path, tiny_model, shards=60)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(files, whole), check=True, capture_output=True, cwd=ROOT)
+    arguments = command(files, killed)
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    pattern = f"work/annotate-*/annotated/{io.shard_name(0)}"
+    while not (first := list(killed.glob(pattern))) and process.poll() is None:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "out").exists()
+    before = first[0].stat()
+    again = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert "of 60 shards were finished before" in again.stderr
+    assert "60 shards were finished" not in again.stderr.replace("of 60 shards", "")
+    # The finished shard is the very file that the interrupted run wrote (linked into place).
+    after = (killed / "out" / "annotated" / io.shard_name(0)).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert outputs(killed) == outputs(whole)
+    assert json.loads((killed / "out" / "annotate.json").read_text())["groups"] == 120
