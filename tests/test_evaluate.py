@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from entrograd import io, params
+from entrograd import io, params, stage
 from entrograd.data.prompt import render
 from entrograd.errors import InputError
 from entrograd.evaluate import evaluate as module
@@ -123,6 +122,13 @@ class Scripted:
     def __init__(self, *_: Any) -> None:
         Scripted.turn += 1
 
+    @classmethod
+    def replace(cls, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take the real engine's place."""
+        monkeypatch.setattr(module, "TransformersEngine", cls)
+        monkeypatch.setattr(module, "load_model", lambda *_: None)
+        monkeypatch.setattr(Scripted, "turn", -1)
+
     def generate(self, requests: Sequence[Request], *_: Any) -> list[Completion]:
         """The double of the id's number where it is known, nothing to read for id7, else 1."""
         texts = {
@@ -142,8 +148,7 @@ class TestScores:
         out: Outputs,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(module, "TransformersEngine", Scripted)
-        monkeypatch.setattr(Scripted, "turn", -1)
+        Scripted.replace(monkeypatch)
         line = out.run(section(), models, prompts)
         # held out: id1 id2 id4 id5 id6 id7; a knows the first two, b knows id2 id4 id5 id6
         assert line == "heldout, 6 problems: a 33.3 %, b 66.7 %"
@@ -195,8 +200,14 @@ class TestScores:
             assert sum(entry["models"][name]["reward_status"].values()) == 6
 
     def test_one_shard_a_model_and_task(
-        self, models: dict[str, Path], prompts: Path, listed: Path, out: Outputs
+        self,
+        models: dict[str, Path],
+        prompts: Path,
+        listed: Path,
+        out: Outputs,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        Scripted.replace(monkeypatch)
         out.run(section(benchmarks=[benchmark(listed)]), models, prompts)
         shards = [pq.read_table(file).to_pylist() for file in io.shard_files(out.samples)]
         assert [(rows[0]["model"], rows[0]["benchmark"], len(rows)) for rows in shards] == [
@@ -211,7 +222,7 @@ class TestScores:
     ) -> None:
         first, second = Outputs(tmp_path / "one"), Outputs(tmp_path / "two")
         for run in (first, second):
-            run.run(section(benchmarks=[benchmark(listed)]), models, prompts)
+            run.run(section(benchmarks=[benchmark(listed)]), {"a": models["a"]}, prompts)
         assert io.sha256(first.samples) == io.sha256(second.samples)
         assert first.summary.read_bytes() == second.summary.read_bytes()
         assert first.benchmarks.read_bytes() == second.benchmarks.read_bytes()
@@ -222,13 +233,13 @@ class TestResume:
     def generated(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """How many completions each call of the engine was asked for."""
         calls: list[int] = []
-        inner = module.TransformersEngine.generate
 
-        def counted(self: Any, requests: Any, *rest: Any) -> Any:
+        def counted(_: Any, requests: Sequence[Request], *_rest: Any) -> list[Completion]:
             calls.append(len(requests))
-            return inner(self, requests, *rest)
+            return [Completion((1,), f"{len(r.prompt_id)}", (0.0,), "stop") for r in requests]
 
-        monkeypatch.setattr(module.TransformersEngine, "generate", counted)
+        Scripted.replace(monkeypatch)
+        monkeypatch.setattr(Scripted, "generate", counted)
         return calls
 
     def test_finished_shards_are_not_sampled_again(
@@ -320,31 +331,30 @@ def test_public_benchmarks_are_read_whole(shared_data: Path, name: str, rows: in
 
 
 class TestStage:
-    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "stages" / "evaluate.py"), *arguments],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     def test_a_users_own_model_on_a_benchmark_alone(
-        self, models: dict[str, Path], listed: Path, tmp_path: Path
+        self,
+        models: dict[str, Path],
+        listed: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
-        chosen = section(benchmarks=[benchmark(listed)]).model_dump(mode="json")
         sections: dict[str, Any] = {name: {} for name in params.Params.model_fields}
         sections |= {
             "base_model": {"reference": "path:none"},
             "prepare": {"sources": [{"kind": "file", "path": "none.jsonl"}]},
             "method": {"name": "grpo"},
-            "evaluate": chosen,
+            "evaluate": section(benchmarks=[benchmark(listed)]).model_dump(mode="json"),
         }
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
-        done = self.run(tmp_path, "--model", f"mine={models['b']}", "--prompts", "")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("evaluate: list, 3 problems: mine ")
+        arguments = ["evaluate.py", "--model", f"mine={models['b']}", "--prompts", ""]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "stages" / "evaluate.py"), run_name="__main__")
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith("evaluate: list, 3 problems: mine ")
         entry = io.read_json(tmp_path / "results" / "benchmarks.json")["list"]
         assert list(entry["models"]) == ["mine"]
         manifest = io.read_json(tmp_path / "results" / "summary.json.run.json")

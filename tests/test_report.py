@@ -12,7 +12,7 @@ import pytest
 
 from entrograd import io, params
 from entrograd.errors import InputError
-from entrograd.report import curves, plots, tables
+from entrograd.report import curves, plots, samples, tables
 from entrograd.report.browser import Inputs, report
 
 SUMMARY = {
@@ -21,6 +21,12 @@ SUMMARY = {
     "online": {"n": 4, "accuracy": 0.5, "ci_low": 0.15, "ci_high": 0.85},
     "offline_minus_base": {"diff": 0.25, "ci_low": 0.01, "ci_high": 0.5},
     "online_minus_base": {"diff": 0.25, "ci_low": -0.25, "ci_high": 0.75},
+}
+PREPARED = {
+    "sources": {"sums": {"rows": 1234, "rejected": 3}},
+    "total": {"rows": 1234, "rejected": 3},
+    "reject_reasons": {"missing answer": 3},
+    "overlap": {"ngram": 13, "by_benchmark": {"aime24": {"benchmark_rows": 30, "rows": 7}}},
 }
 SCRIPT = "<script>alert('owned')</script>"
 
@@ -86,8 +92,11 @@ def all_files(files: Inputs, tmp_path: Path) -> Inputs:
         for i in range(9)
     ]
     io.write_table(tmp_path / "groups.parquet", groups, "groups")
-    io.write_json(tmp_path / "prepare.json", {"rows": 1234, "overlap": {"aime24": 7}})
-    io.write_json(tmp_path / "annotate.json", {"reward_status": {"ok": 6, "timeout": 2}})
+    io.write_json(tmp_path / "prepare.json", PREPARED)
+    io.write_json(
+        tmp_path / "annotate.json",
+        {"groups": 9, "status": {"timeout": 0.25, "ok": 0.75, "error": 0.0}},
+    )
     names = ("benchmarks.json", "offline.csv", "online.csv", "groups.parquet")
     paths = [tmp_path / name for name in (*names, "prepare.json", "annotate.json")]
     return Inputs(files.summary, files.samples, *paths)
@@ -141,8 +150,11 @@ class TestPage:
         assert "+25.0 points" in text
         assert "avg@4 at temperature 0.6" in text
         assert "c0ffeec0ffee" in text
-        assert "6 (75.0 %)" in text  # status ok: 6 of 8
-        assert "1\u202f234" in text
+        assert "ok 75.0 %" in text
+        assert "error 0.0 %" not in text
+        assert '<td>sums</td><td class="number">1\u202f234</td>' in text
+        assert "total" not in text  # of one source
+        assert "<dt>missing answer</dt><dd>3</dd>" in text
         # accuracy; loss and entropy of both runs; reward of one; two of the groups
         assert Outline(text).tags.count("svg") == 1 + 2 + 2 + 1 + 2
 
@@ -288,24 +300,24 @@ class TestSamples:
         ]
 
     def test_kinds(self) -> None:
-        compared = tables.compare(self.rows([(0, 1), (1, 0), (0, 0), (1, 1)]), ["base", "online"])
-        assert [c.kind for c in compared] == list(tables.KINDS)
+        compared = samples.compare(self.rows([(0, 1), (1, 0), (0, 0), (1, 1)]), ["base", "online"])
+        assert [c.kind for c in compared] == list(samples.KINDS)
 
     def test_only_problems_all_models_answered(self) -> None:
         rows = [*self.rows([(0, 1)]), sample("base", 7, 1.0)]
-        assert len(tables.compare(rows, ["base", "online"])) == 1
+        assert len(samples.compare(rows, ["base", "online"])) == 1
 
     def test_twelve_of_plenty(self) -> None:
         pairs = [(0, 1), (1, 0), (0, 0), (1, 1)] * 20
-        chosen = tables.choose(tables.compare(self.rows(pairs), ["base", "online"]), 12)
+        chosen = samples.choose(samples.compare(self.rows(pairs), ["base", "online"]), 12)
         kinds = [c.kind for c in chosen]
-        assert [kinds.count(kind) for kind in tables.KINDS] == [5, 3, 3, 1]
+        assert [kinds.count(kind) for kind in samples.KINDS] == [5, 3, 3, 1]
 
     def test_other_kinds_fill_up_where_one_runs_short(self) -> None:
-        compared = tables.compare(self.rows([(0, 1)] * 2 + [(1, 1)] * 9), ["base", "online"])
-        kinds = [c.kind for c in tables.choose(compared, 6)]
+        compared = samples.compare(self.rows([(0, 1)] * 2 + [(1, 1)] * 9), ["base", "online"])
+        kinds = [c.kind for c in samples.choose(compared, 6)]
         assert kinds == ["fixed"] * 2 + ["right throughout"] * 4
-        assert len(tables.choose(compared, 100)) == 11
+        assert len(samples.choose(compared, 100)) == 11
 
 
 def test_facts_join_nested_names() -> None:
@@ -316,6 +328,12 @@ def test_facts_join_nested_names() -> None:
         ("share", "0.25"),
         ("ok", "True"),
     ]
+
+
+def test_counts_are_a_table_of_equal_keys() -> None:
+    table = tables.counts({"a": {"mine": 1, "rows": 2000}, "b": {"rows": 5}, "note": "x"})
+    assert table == tables.Counts(["rows", "mine"], [("a", ["2\u202f000", "1"]), ("b", ["5", ""])])
+    assert tables.counts({}) is None
 
 
 def test_every_metric_is_a_column_of_its_own() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from entrograd import io, params
 from entrograd.errors import InputError
-from entrograd.report import curves, plots, tables
+from entrograd.report import curves, plots, samples, tables
 
 BINS = 12
 LONGEST_TEXT = 4000  # characters of a completion that are shown
@@ -41,6 +41,16 @@ class Figure:
     svg: Markup
 
 
+@dataclass(frozen=True)
+class Block:
+    """A table of counts (`first` heads its column of names) or a list of facts, with a title."""
+
+    title: str
+    first: str = ""
+    table: tables.Counts | None = None
+    facts: list[tuple[str, str]] = field(default_factory=list)
+
+
 def report(
     section: params.ReportParams, inputs: Inputs, out: Path, confidence: float = 0.95
 ) -> str:
@@ -60,7 +70,8 @@ def render(section: params.ReportParams, inputs: Inputs, confidence: float) -> s
     """The page's HTML."""
     models, differences = tables.scores(io.read_json(inputs.summary), str(inputs.summary))
     compared, on = _comparisons(inputs.samples, [m.name for m in models])
-    counts = {kind: sum(c.kind == kind for c in compared) for kind in tables.KINDS}
+    counts = {kind: sum(c.kind == kind for c in compared) for kind in samples.KINDS}
+    annotate = _optional_json(inputs.annotate)
     names = [row["model"] for row in compared[0].rows] if compared else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -80,11 +91,11 @@ def render(section: params.ReportParams, inputs: Inputs, confidence: float) -> s
         else None,
         benchmarks=_benchmarks(inputs.benchmarks),
         curves=_curves(inputs),
-        preparation=tables.facts(_optional_json(inputs.prepare)),
-        annotation=tables.facts(_without_statuses(_optional_json(inputs.annotate))),
-        statuses=_statuses(_optional_json(inputs.annotate)),
+        preparation=_preparation(_optional_json(inputs.prepare)),
+        annotation=tables.facts({k: v for k, v in annotate.items() if k != "status"}),
+        statuses=tables.status_shares(annotate),
         groups=_group_figures(inputs.groups),
-        samples=tables.choose(compared, section.samples),
+        samples=samples.choose(compared, section.samples),
         sample_counts=counts,
         sample_models=names,
         sample_colours={name: plots.colour(i) for i, name in enumerate(names)},
@@ -134,19 +145,17 @@ def _curves(inputs: Inputs) -> list[dict[str, Any]]:
     return found
 
 
-def _statuses(annotate: dict[str, Any]) -> list[dict[str, Any]]:
-    found = tables.status_counts(annotate)
-    if found is None:
-        return []
-    total = sum(found[1].values())
-    return [
-        {"name": name, "count": count, "share": count / total} for name, count in found[1].items()
+def _preparation(prepare: dict[str, Any]) -> list[Block]:
+    """What became of the sources' rows, why rows were turned away, and what overlapped."""
+    sources = prepare.get("sources") or {}
+    total = {"total": prepare["total"]} if "total" in prepare and len(sources) != 1 else {}
+    overlap = (prepare.get("overlap") or {}).get("by_benchmark") or {}
+    blocks = [
+        Block("Rows of each source", "source", tables.counts(sources | total)),
+        Block("Rows turned away", facts=tables.facts(prepare.get("reject_reasons") or {})),
+        Block("Training problems removed for overlap", "with", tables.counts(overlap)),
     ]
-
-
-def _without_statuses(annotate: dict[str, Any]) -> dict[str, Any]:
-    found = tables.status_counts(annotate)
-    return {key: value for key, value in annotate.items() if found is None or key != found[0]}
+    return [block for block in blocks if block.table or block.facts]
 
 
 def _group_figures(path: Path | None) -> list[dict[str, Any]]:
@@ -185,7 +194,7 @@ def _group_figures(path: Path | None) -> list[dict[str, Any]]:
     ]
 
 
-def _comparisons(path: Path, order: list[str]) -> tuple[list[tables.Comparison], str]:
+def _comparisons(path: Path, order: list[str]) -> tuple[list[samples.Comparison], str]:
     """The models side by side on the held-out problems or else on the first benchmark."""
     rows = io.read_table(path, "samples").to_pylist()
     names = list(dict.fromkeys(row["benchmark"] for row in rows))
@@ -195,4 +204,4 @@ def _comparisons(path: Path, order: list[str]) -> tuple[list[tables.Comparison],
     rows = [row for row in rows if row["benchmark"] == chosen]
     present = list(dict.fromkeys(row["model"] for row in rows))
     models = [name for name in order if name in present] or present
-    return tables.compare(rows, models), chosen
+    return samples.compare(rows, models), chosen

@@ -1,4 +1,4 @@
-"""What the page says in numbers: rows, shares and choices made from the pipeline's files."""
+"""What the page says in numbers: scores, curves, shares and counts from the pipeline's files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from typing import Any
 
 from entrograd.errors import InputError
 
+# Files of numbers have their keys sorted; these are shown in this order, others after them.
+COLUMNS = (
+    "benchmark_rows",
+    "rows",
+    "exact",
+    "ngram",
+    "rejected",
+    "duplicates",
+    "few_shot_examples",
+    "overlapping",
+    "train",
+    "heldout",
+)
 STATUSES = ("ok", "no_answer", "truncated", "timeout", "error")
 MINUS = "_minus_"
 
@@ -226,61 +239,29 @@ def facts(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def status_counts(value: Mapping[str, Any]) -> tuple[str, dict[str, int]] | None:
-    """The first mapping of the file that counts reward statuses, with its key."""
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item and set(item) <= set(STATUSES):
-            counts = {name: int(item[name]) for name in STATUSES if item.get(name)}
-            return (key, counts) if counts else None
-    return None
-
-
-# --- samples ---------------------------------------------------------------------------------
-
-KINDS = ("fixed", "broken", "still wrong", "right throughout")
-
-
 @dataclass(frozen=True)
-class Comparison:
-    """One problem with each model's first completion; `rows` are rows of a samples table."""
+class Counts:
+    """A small table of counts: column names and (name, cells) rows."""
 
-    kind: str
-    problem: str
-    answers: list[str]
-    rows: list[dict[str, Any]]
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
 
 
-def compare(samples: Sequence[dict[str, Any]], models: Sequence[str]) -> list[Comparison]:
-    """Every problem all of `models` answered, in table order, by what became of it between the
-    first model and the last."""
-    by_problem: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in samples:
-        if row["sample_index"] == 0:
-            by_problem.setdefault(row["problem_id"], {})[row["model"]] = row
-    compared = []
-    for found in by_problem.values():
-        if any(model not in found for model in models):
-            continue
-        rows = [found[model] for model in models]
-        before, after = rows[0]["reward"] >= 1, rows[-1]["reward"] >= 1
-        kind = {
-            (False, True): "fixed",
-            (True, False): "broken",
-            (False, False): "still wrong",
-            (True, True): "right throughout",
-        }[before, after]
-        compared.append(Comparison(kind, rows[0]["problem"], rows[0]["answers"], rows))
-    return compared
+def counts(value: Mapping[str, Any]) -> Counts | None:
+    """Mappings of equal keys as a table, one row a mapping; None where there are none."""
+    rows = {name: item for name, item in value.items() if isinstance(item, Mapping)}
+    found = {key for item in rows.values() for key in item}
+    columns = [key for key in COLUMNS if key in found] + sorted(found - set(COLUMNS))
+    if not columns:
+        return None
+    shown = {name: dict(facts(item)) for name, item in rows.items()}
+    words = [column.replace("_", " ") for column in columns]
+    return Counts(
+        words, [(name, [cells.get(w, "") for w in words]) for name, cells in shown.items()]
+    )
 
 
-def choose(compared: Sequence[Comparison], count: int) -> list[Comparison]:
-    """`count` comparisons to show: of every twelve, five fixed, three broken, three still wrong
-    and one right throughout; where a kind runs short the others fill up, in that order."""
-    pools = {kind: [c for c in compared if c.kind == kind] for kind in KINDS}
-    turns = ("fixed", "broken", "still wrong") * 3 + ("fixed", "fixed", "right throughout")
-    taken = dict.fromkeys(KINDS, 0)
-    while sum(taken.values()) < min(count, len(compared)):
-        for kind in turns:
-            if sum(taken.values()) < count and taken[kind] < len(pools[kind]):
-                taken[kind] += 1
-    return [c for kind in KINDS for c in pools[kind][: taken[kind]]]
+def status_shares(annotate: Mapping[str, Any]) -> dict[str, float]:
+    """The share of each reward status that occurs, in the statuses' order."""
+    found = annotate.get("status") or {}
+    return {name: float(found[name]) for name in STATUSES if found.get(name)}
