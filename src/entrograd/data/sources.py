@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -69,16 +70,18 @@ def read(source: params.Source, name: str | None = None) -> tuple[list[Row], lis
         else:
             records = _hub_records(source, wanted)
         records = islice(records, source.limit)
+    keep = source.keep if isinstance(source, params.ReasoningGymSource) else None
     rows: list[Row] = []
     rejects: list[Reject] = []
     for number, record in records:
         taken = _take(name, number, record, *columns)
-        if isinstance(taken, Row):
-            rows.append(taken)
-        else:
+        if isinstance(taken, Reject):
             rejects.append(taken)
+        elif keep is None or re.fullmatch(keep, taken.problem):
+            rows.append(taken)
     if not rows and not rejects:
-        raise InputError(f"{name}: no rows; give a source that has some")
+        which = f" whose problem matches keep: {keep}" if keep else ""
+        raise InputError(f"{name}: no rows{which}; give a source that has some")
     return rows, rejects
 
 
