@@ -112,8 +112,8 @@ class TestRows:
             0.5,
         )
         # ell -.1 -.2 -.3 -.4, clusters 0 1 1 2: exp .904837 .818731 .740818 .670320, sum 3.134706;
-        # masses .288651 .497505 .213838; -sum p ln p = .358680 + .347336 + .329868 = 1.035884
-        assert q["semantic_entropy_rao"] == pytest.approx(1.035884, abs=2e-5)
+        # masses .288651 .497510 .213838; -sum p ln p = .358660 + .347331 + .329853 = 1.035844
+        assert q["semantic_entropy_rao"] == pytest.approx(1.035844, abs=1e-6)
         assert q["semantic_entropy_discrete"] == pytest.approx(1.0397208, abs=5e-8)
         # tokens: 1 of .5, 3 of 1.5 ("7.0"), 1 of 2.5, 1 of 3.5 -> 11 / 6
         assert q["mean_token_entropy"] == pytest.approx(11 / 6)
@@ -373,7 +373,10 @@ def outputs(place: Path) -> dict[str, str]:
 
 
 def test_killed_and_run_again_gives_the_same_files(tmp_path: Path, tiny_model: Path) -> None:
-    files = Files(tmp_path, tiny_model, shards=60)
+    files = Files(tmp_path, tiny_model, shards=4)
+    # The second shard needs a grading worker, so the kill finds the stage in the middle of it.
+    files.write(1, [rollout("p2", i, t) for i, t in enumerate([r"\boxed{\sqrt{144}}", "13\n"])])
+    io.write_manifest(files.rollouts)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(files, whole), check=True, capture_output=True, cwd=ROOT)
     arguments = command(files, killed)
@@ -386,10 +389,10 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path: Path, tiny_model: P
     assert not (killed / "out").exists()
     before = first[0].stat()
     again = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=ROOT)
-    assert "of 60 shards were finished before" in again.stderr
-    assert "60 shards were finished" not in again.stderr.replace("of 60 shards", "")
+    assert "1 of 4 shards were finished before" in again.stderr
     # The finished shard is the very file that the interrupted run wrote (linked into place).
     after = (killed / "out" / "annotated" / io.shard_name(0)).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert outputs(killed) == outputs(whole)
-    assert json.loads((killed / "out" / "annotate.json").read_text())["groups"] == 120
+    summary = json.loads((killed / "out" / "annotate.json").read_text())
+    assert (summary["groups"], summary["status"]["ok"]) == (7, 1.0)

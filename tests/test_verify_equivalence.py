@@ -54,6 +54,7 @@ def test_equal(gold: str, answer: str) -> None:
         ("x = 5", "y = 5"),
         ("even", "odd"),
         ("5", "five"),
+        ("yes", "No"),
         ("listen", "silent"),
     ],
 )

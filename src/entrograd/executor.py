@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
-START_SECONDS = 120.0
+START_SECONDS = 600.0  # a crowded machine; a worker that fails is noticed at once
 _WALL = 10.0  # times the limit of processor time: what a request may take on a crowded machine
 _GRACE_SECONDS = 30.0  # a worker enforces its limits itself; this much later it is given up
 _SOURCE = Path(__file__).parent.parent

@@ -51,7 +51,7 @@ _NO_UNITS = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "
 _ASSIGNMENT = re.compile(r"([A-Za-z]) ?= ?([^=<>]+)")
 _PLAIN_SIDE = re.compile(r"[A-Za-z0-9+\-*/^(){}., ]+")
 _CHOICE = re.compile(r"\(([A-Z])\)")
-_WORD = re.compile(r"[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*")
+_WORD = re.compile(r"(?:[A-Za-z]{3,}|[Nn]o)(?:[ '-][A-Za-z]+)*")
 
 
 @dataclass(frozen=True)
