@@ -143,13 +143,17 @@ class TestSharedPrompts:
             model.zero_grad()
             states = hidden(model, prompts, completions)
             states.square().sum().backward()
-            gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            gradient = torch.cat(
+                [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            )
             results.append((states.detach(), gradient))
         (shared, shared_gradient), (plain, plain_gradient) = results
         assert shared.shape == (sum(map(len, completions)), 32)
         torch.testing.assert_close(shared, plain, rtol=1e-5, atol=1e-5)
         scale = plain_gradient.abs().max()
-        torch.testing.assert_close(shared_gradient / scale, plain_gradient / scale, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            shared_gradient / scale, plain_gradient / scale, rtol=0, atol=1e-5
+        )
 
     def test_one_token_prompts_and_completions(self) -> None:
         model = family("llama", "sdpa")

@@ -334,7 +334,8 @@ def check(model: type[S], data: Mapping[str, Any], where: str) -> S:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise InputError("\n".join(_explain(where, model, item) for item in error.errors())) from None
+        lines = [_explain(where, model, item) for item in error.errors()]
+    raise InputError("\n".join(lines))
 
 
 def _explain(where: str, model: type[BaseModel], item: Any) -> str:

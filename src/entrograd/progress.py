@@ -1,4 +1,5 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines
+elsewhere."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def check_finite(batch: Batch, logprobs: Tensor | None = None) -> None:
             where = f" {'head' if name == 'reward_heads' else 'token'} {place[0]}" if place else ""
             prompt = batch.names[row] if batch.names else f"of group {int(batch.groups[row])}"
             raise InputError(
-                f"prompt {prompt}: row {row}:{where} {name} is {float(values[row, *place])}; "
+                f"prompt {prompt}: row {row}:{where} {name} is {float(values[row, *place].detach())}; "
                 "a step takes finite numbers only: drop the completion or annotate it again"
             )
 

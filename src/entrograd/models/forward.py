@@ -7,8 +7,8 @@ the cache into the prompt's states, so the result is that of the plain forward o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -120,8 +120,8 @@ def shares_prompts(model: Any) -> bool:
 
 def common_prefix(prompts: Sequence[Tokens]) -> int:
     """How many leading tokens all prompts share, at most one less than the shortest has."""
-    first, last = min(prompts), max(prompts)
-    shared = len(os.path.commonprefix([list(first), list(last)]))
+    pairs = zip(min(prompts), max(prompts), strict=False)  # all others lie between these two
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return min(shared, min(len(prompt) for prompt in prompts) - 1)
 
 

@@ -81,6 +81,4 @@ def context_length(model: Any) -> int:
 
 def _check_folder(path: Path | str) -> None:
     if not (Path(path) / "config.json").is_file():
-        raise InputError(
-            f"{path}: no config.json: not a model folder; stage base_model writes one"
-        )
+        raise InputError(f"{path}: no config.json: not a model folder; stage base_model writes one")

@@ -1,4 +1,4 @@
-"""Token log-probabilities and entropies straight from hidden states: logits live one tile at a time."""
+"""Token log-probabilities and entropies from hidden states: logits live one tile at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def logprobs_and_entropies(
         logprobs [N], differentiable in `hidden` and `head`; entropies [N], detached. Both in nats,
         float32 (float64 for float64 input).
     """
-    assert temperature > 0 and hidden.shape[-1] == head.shape[-1]
+    assert temperature > 0
+    assert hidden.shape[-1] == head.shape[-1]
     logprobs, entropies = _TiledHead.apply(
         hidden, head, targets, temperature, token_tile, vocabulary_tile
     )

@@ -51,7 +51,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         smallest = logits.topk(top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     if top_p < 1:
-        ordered, order = logits.sort(-1, descending=True, stable=True)
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities
         drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)

@@ -68,7 +68,9 @@ class Optimizer:
         """One update with gradients scaled to `max_grad_norm` where their `norm` exceeds it."""
         scale = self.params.max_grad_norm / (norm + 1e-6)
         if scale < 1:
-            torch._foreach_mul_([m.grad for m in self.masters.values() if m.grad is not None], scale)
+            torch._foreach_mul_(
+                [m.grad for m in self.masters.values() if m.grad is not None], scale
+            )
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate()
         if norm > 0:

@@ -49,18 +49,20 @@ def train_step(
             settings.temperature,
         )
         current = part.old_logprobs.to(flat.dtype).masked_scatter(mask, flat)
-        loss = recipe.aggregate(
-            recipe.policy_loss(current, advantages[rows], part), mask, counts
-        )
+        loss = recipe.aggregate(recipe.policy_loss(current, advantages[rows], part), mask, counts)
         if not torch.isfinite(loss):
-            raise NonFiniteError(f"loss {float(loss)} on prompts {', '.join(sorted(set(part.names)))}")
+            raise NonFiniteError(
+                f"loss {float(loss)} on prompts {', '.join(sorted(set(part.names)))}"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.collect()
         loss_sum += float(loss.detach())
         logprobs[rows] = current.detach().to(logprobs.dtype)
     norm = optimizer.gradient_norm()
     if not norm < float("inf"):
-        raise NonFiniteError(f"gradient norm {norm} on prompts {', '.join(sorted(set(batch.names)))}")
+        raise NonFiniteError(
+            f"gradient norm {norm} on prompts {', '.join(sorted(set(batch.names)))}"
+        )
     rate = optimizer.learning_rate()
     optimizer.step(norm)
     measured = diagnostics(recipe, batch, logprobs, advantages)

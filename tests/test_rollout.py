@@ -1,0 +1,268 @@
+"""Drawing tokens, the transformers engine, and stage rollout with its shards."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from entrograd import io
+from entrograd.errors import InputError
+from entrograd.models.forward import score
+from entrograd.models.load import load_model, load_tokenizer
+from entrograd.params import RolloutParams, Sampling
+from entrograd.rollout.engine import Completion, Request
+from entrograd.rollout.rollout import rollout, training_prompts
+from entrograd.rollout.sampler import draw, filter_logits, uniforms
+from entrograd.rollout.transformers_engine import TransformersEngine
+
+
+def requests(count: int, samples: int = 2, seed: int = 0) -> list[Request]:
+    rng = random.Random(seed)
+    prompts = [
+        (6, 7, 4, *[rng.randrange(3, 80) for _ in range(rng.randrange(1, 6))]) for _ in range(count)
+    ]
+    return [Request(f"p{i}", s, prompts[i]) for i in range(count) for s in range(samples)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> TransformersEngine:
+    return TransformersEngine(
+        load_model(tiny_model, "float32", "cpu"), load_tokenizer(tiny_model), 4096
+    )
+
+
+class TestUniforms:
+    def test_a_function_of_its_arguments_alone(self) -> None:
+        first = uniforms(3, "a", 1, 8)
+        assert first.tolist() == uniforms(3, "a", 1, 8).tolist()
+        assert first.tolist() == uniforms(3, "a", 1, 20)[:8].tolist()
+        others = [uniforms(4, "a", 1, 8), uniforms(3, "b", 1, 8), uniforms(3, "a", 2, 8)]
+        assert all(first.tolist() != other.tolist() for other in others)
+        assert ((first >= 0) & (first < 1)).all()
+
+    def test_neighbouring_keys_do_not_correlate(self) -> None:
+        values = torch.tensor([uniforms(0, "p", i, 1)[0] for i in range(4000)])
+        assert abs(values.mean() - 0.5) < 4 * (1 / 12) ** 0.5 / 4000**0.5
+        assert abs(torch.corrcoef(torch.stack([values[1:], values[:-1]]))[0, 1]) < 0.07
+
+
+class TestDraw:
+    def test_inverse_of_the_cumulative_distribution(self) -> None:
+        # p = (1/2, 1/4, 1/4): u in [0, .5) -> 0, [.5, .75) -> 1, [.75, 1) -> 2
+        logits = torch.tensor([math.log(2.0), 0.0, 0.0]).expand(6, 3)
+        uniform = torch.tensor([0.0, 0.49, 0.51, 0.74, 0.76, 0.999999], dtype=torch.float64)
+        tokens, logprobs = draw(logits, uniform, Sampling())
+        assert tokens.tolist() == [0, 0, 1, 1, 2, 2]
+        want = [math.log(0.5)] * 2 + [math.log(0.25)] * 4
+        assert logprobs.tolist() == pytest.approx(want, abs=1e-6)
+
+    def test_temperature_and_greedy(self) -> None:
+        logits = torch.tensor([[0.0, 1.0, 3.0]])
+        _, logprob = draw(
+            logits, torch.tensor([0.999], dtype=torch.float64), Sampling(temperature=2.0)
+        )
+        top = math.exp(1.5) / (1 + math.exp(0.5) + math.exp(1.5))
+        assert logprob.item() == pytest.approx(math.log(top), abs=1e-6)
+        tokens, logprobs = draw(logits, torch.zeros(1).double(), Sampling(temperature=0.0))
+        assert (tokens.item(), logprobs.item()) == (2, 0.0)
+
+    @settings(max_examples=50, deadline=None, derandomize=True)
+    @given(
+        st.lists(st.floats(-20, 20), min_size=1, max_size=12),
+        st.floats(0, 1, exclude_max=True),
+        st.integers(0, 4),
+        st.floats(0.05, 1),
+    )
+    def test_only_tokens_that_survive_the_filters(
+        self, row: list[float], u: float, top_k: int, top_p: float
+    ) -> None:
+        """Oracle in plain Python: the allowed set and the renormalised log-probability."""
+        sampling = Sampling(top_k=top_k, top_p=top_p)
+        tokens, logprobs = draw(torch.tensor([row]), torch.tensor([u]).double(), sampling)
+        kept = filter_logits(torch.tensor([row]), top_k, top_p)[0].isfinite().tolist()
+        assert kept[tokens.item()]
+        mass = math.fsum(math.exp(z) for z, k in zip(row, kept, strict=True) if k)
+        want = row[int(tokens.item())] - math.log(mass)
+        assert logprobs.item() == pytest.approx(want, abs=1e-4)
+
+    def test_filters_equal_those_of_transformers(self) -> None:
+        from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+        torch.manual_seed(0)
+        logits, ids = 3 * torch.randn(20, 50), torch.zeros(20, 1, dtype=torch.long)
+        ours = filter_logits(logits, 7, 0.8)
+        theirs = TopPLogitsWarper(0.8)(ids, TopKLogitsWarper(7)(ids, logits))
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
+class TestEngine:
+    def test_greedy_equals_generate(self, engine: TransformersEngine) -> None:
+        asked = requests(5, 1)
+        got = engine.generate(asked, Sampling(temperature=0.0, max_new_tokens=12), 0)
+        for request, completion in zip(asked, got, strict=True):
+            ids = torch.tensor([request.prompt_ids])
+            want = engine.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+            )
+            assert list(completion.completion_ids) == want[0, ids.shape[1] :].tolist()
+
+    def test_order_batch_and_subset_do_not_change_what_is_drawn(self, tiny_model: Path) -> None:
+        model, tokenizer = load_model(tiny_model, "float32", "cpu"), load_tokenizer(tiny_model)
+        asked, sampling = requests(6, 3), Sampling(max_new_tokens=10)
+
+        def drawn(chosen: list[Request], budget: int) -> dict[tuple[str, int], tuple[int, ...]]:
+            got = TransformersEngine(model, tokenizer, budget).generate(chosen, sampling, 5)
+            return {
+                (r.prompt_id, r.sample_index): c.completion_ids
+                for r, c in zip(chosen, got, strict=True)
+            }
+
+        whole = drawn(asked, 4096)
+        assert drawn(asked[::-1], 4096) == whole
+        assert drawn(asked, 1) == whole
+        part = drawn(asked[4:9], 60)
+        assert part == {key: whole[key] for key in part}
+        assert len({c for (p, _), c in whole.items() if p == "p0"}) > 1  # samples do differ
+
+    def test_logprobs_are_the_models_own(self, engine: TransformersEngine) -> None:
+        asked = requests(4, 2)
+        got = engine.generate(asked, Sampling(temperature=0.7, max_new_tokens=9), 2)
+        again = score(
+            engine.model,
+            [r.prompt_ids for r in asked],
+            [c.completion_ids for c in got],
+            0.7,
+            1000,
+        )
+        for completion, (logprobs, _) in zip(got, again, strict=True):
+            assert list(completion.sampling_logprobs) == pytest.approx(logprobs, abs=1e-4)
+
+    def test_ends_at_the_end_token(self, tiny_model: Path) -> None:
+        model = load_model(tiny_model, "float32", "cpu")
+        engine = TransformersEngine(model, load_tokenizer(tiny_model), 4096)
+        greedy = Sampling(temperature=0.0, max_new_tokens=8)
+        free = engine.generate(requests(1, 1), greedy, 0)[0].completion_ids
+        model.generation_config.eos_token_id = [1, free[2]]
+        engine = TransformersEngine(model, load_tokenizer(tiny_model), 4096)
+        ended = engine.generate(requests(1, 1), greedy, 0)[0]
+        count = free.index(free[2]) + 1
+        assert ended.completion_ids == free[:count]
+        assert ended.finish_reason == "stop"
+
+    def test_a_stop_string_may_span_tokens(self, engine: TransformersEngine) -> None:
+        sampling = Sampling(max_new_tokens=30)
+        free = next(c for c in engine.generate(requests(8, 2), sampling, 3) if len(c.text) > 6)
+        stop = free.text[2:5]
+        stopped = [
+            c
+            for c in engine.generate(
+                requests(8, 2), Sampling(max_new_tokens=30, stop=[stop, "never met"]), 3
+            )
+            if free.text.startswith(c.text) and c.finish_reason == "stop"
+        ]
+        assert stopped
+        assert stopped[0].text == free.text[: free.text.index(stop)]
+        assert len(stopped[0].completion_ids) == free.text.index(stop) + len(stop)
+
+    def test_a_stop_string_never_met_ends_at_the_limit(self, engine: TransformersEngine) -> None:
+        sampling = Sampling(max_new_tokens=3, stop=["no such text"])
+        for completion in engine.generate(requests(3), sampling, 0):
+            assert completion.finish_reason == (
+                "length"
+                if len(completion.completion_ids) == 3 and completion.completion_ids[-1] != 1
+                else "stop"
+            )
+            assert len(completion.sampling_logprobs) == len(completion.completion_ids)
+
+    def test_what_the_context_cannot_hold_is_named(self, engine: TransformersEngine) -> None:
+        with pytest.raises(InputError, match=r"prompt long: 250 tokens and 8 new ones .* 256"):
+            engine.generate([Request("long", 0, (5,) * 250)], Sampling(max_new_tokens=8), 0)
+        with pytest.raises(InputError, match="prompt bare: it has no tokens"):
+            engine.generate([Request("bare", 0, ())], Sampling(max_new_tokens=8), 0)
+
+    def test_new_weights_are_taken_and_versioned(self, tiny_model: Path) -> None:
+        model = load_model(tiny_model, "float32", "cpu")
+        engine = TransformersEngine(model, load_tokenizer(tiny_model), 4096)
+        before = engine.policy_version
+        engine.update_weights({})
+        assert engine.policy_version == before
+        engine.update_weights({"model.norm.weight": 2 * model.model.norm.weight})
+        assert engine.policy_version != before
+        assert model.model.norm.weight.mean().item() == pytest.approx(2.0)
+
+
+def prompts_table(path: Path, count: int, split: str = "train") -> Path:
+    rows = [
+        {
+            "prompt_id": f"id{i}",
+            "source": "s",
+            "split": split,
+            "problem": f"{i} + 1",
+            "answers": [str(i + 1)],
+            "prompt_text": f"{i} + 1 = ",
+        }
+        for i in range(count)
+    ]
+    io.write_table(path, rows, "prompts")
+    return path
+
+
+class TestStage:
+    params = RolloutParams(
+        group_size=2, shard_prompts=2, sampling=Sampling(max_new_tokens=4), dtype="float32"
+    )
+
+    def test_writes_whole_groups_in_shards(self, tiny_model: Path, tmp_path: Path) -> None:
+        prompts = prompts_table(tmp_path / "prompts.parquet", 5)
+        (tmp_path / "work").mkdir()
+        line = rollout(self.params, tiny_model, prompts, tmp_path / "out", tmp_path / "work")
+        assert line == "10 completions of 5 prompts in 3 shards"
+        rows = io.read_table(tmp_path / "out", "rollouts").to_pylist()
+        assert [(r["prompt_id"], r["sample_index"]) for r in rows] == [
+            (f"id{i}", s) for i in range(5) for s in range(2)
+        ]
+        assert io.provenance(tmp_path / "out")["sampling"]["max_new_tokens"] == 4
+        for row in rows:
+            assert len(row["sampling_logprobs"]) == len(row["completion_ids"]) > 0
+
+    def test_continues_at_the_first_missing_shard(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prompts = prompts_table(tmp_path / "prompts.parquet", 6)
+        for name in ("whole", "broken"):
+            (tmp_path / name).mkdir()
+        rollout(self.params, tiny_model, prompts, tmp_path / "a", tmp_path / "whole")
+        calls: list[int] = []
+        real = TransformersEngine.generate
+
+        def generate(self: Any, asked: Any, *rest: Any) -> list[Completion]:
+            calls.append(len(asked))
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(self, asked, *rest)
+
+        monkeypatch.setattr(TransformersEngine, "generate", generate)
+        with pytest.raises(KeyboardInterrupt):
+            rollout(self.params, tiny_model, prompts, tmp_path / "b", tmp_path / "broken")
+        assert not (tmp_path / "b").exists()
+        kept = (tmp_path / "broken" / io.shard_name(0)).stat().st_ino
+        line = rollout(self.params, tiny_model, prompts, tmp_path / "b", tmp_path / "broken")
+        assert "1 shards kept" in line
+        assert len(calls) == 4  # one, the interrupted one, the two that were missing
+        assert (tmp_path / "b" / io.shard_name(0)).stat().st_ino == kept
+        assert io.sha256(tmp_path / "a") == io.sha256(tmp_path / "b")
+
+    def test_too_few_prompts_are_an_error(self, tmp_path: Path) -> None:
+        path = prompts_table(tmp_path / "p.parquet", 3)
+        with pytest.raises(InputError, match=r"3 training prompts, 9 asked for"):
+            training_prompts(path, 9)
+        heldout = prompts_table(tmp_path / "h.parquet", 3, "heldout")
+        with pytest.raises(InputError, match="no row of split 'train'"):
+            training_prompts(heldout, None)
