@@ -2,7 +2,13 @@
 what has to be computed. Imports neither torch nor entrograd."""
 
 import os
+import sys
 from pathlib import Path
+
+# A worker that loads flows/pipeline.py as a script puts this folder first on the path, where
+# flows/dvc.py would stand in for DVC itself.
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != _HERE]
 
 ROOT = Path(os.environ.get("PIPELINE_ROOT") or Path.cwd()).absolute()
 """The checkout whose pipeline runs: PIPELINE_ROOT, else the current folder."""

@@ -280,13 +280,14 @@ def test_guard_names_a_command_that_is_not_there() -> None:
 
 
 def test_flows_import_neither_torch_nor_entrograd() -> None:
-    script = "import flows.pipeline, flows.sweep, flows.serve, sys; "
+    # The entrypoint as a worker loads it: its folder comes first on the path then.
+    script = "from prefect.flows import load_flow_from_entrypoint as load; "
+    script += "load('flows/pipeline.py:pipeline'); "
+    script += "import flows.pipeline, flows.sweep, flows.serve, dvc.repo, sys; "
     script += "print([m for m in ('torch', 'entrograd') if m in sys.modules])"
-    environment = {**os.environ, "PREFECT_HOME": "/nonexistent-but-unused"}
     found = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env=environment,
         capture_output=True,
         text=True,
         check=True,
