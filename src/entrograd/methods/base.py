@@ -116,8 +116,9 @@ def check_finite(batch: Batch, logprobs: Tensor | None = None) -> None:
             row, *place = (int(index) for index in bad.nonzero()[0])
             where = f" {'head' if name == 'reward_heads' else 'token'} {place[0]}" if place else ""
             prompt = batch.names[row] if batch.names else f"of group {int(batch.groups[row])}"
+            value = float(values[row, *place].detach())
             raise InputError(
-                f"prompt {prompt}: row {row}:{where} {name} is {float(values[row, *place].detach())}; "
+                f"prompt {prompt}: row {row}:{where} {name} is {value}; "
                 "a step takes finite numbers only: drop the completion or annotate it again"
             )
 

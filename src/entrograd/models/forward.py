@@ -84,16 +84,16 @@ def batches(
     for key, rows in sorted(groups.items(), key=lambda item: (longest[item[0]], item[1][0])):
         for row in rows:
             new = row == rows[0] or not batch
-            prompt = max(widest_prompt, len(key))
-            completion = max(widest_completion, len(completions[row]))
-            cost = (count + new) * prompt + (len(batch) + 1) * completion
+            width = max(widest_prompt, len(key))
+            length = max(widest_completion, len(completions[row]))
+            cost = (count + new) * width + (len(batch) + 1) * length
             if batch and cost > token_budget:
                 yield batch
                 batch, count, new = [], 0, True
-                prompt, completion = len(key), len(completions[row])
+                width, length = len(key), len(completions[row])
             batch.append(row)
             count += new
-            widest_prompt, widest_completion = prompt, completion
+            widest_prompt, widest_completion = width, length
     if batch:
         yield batch
 
@@ -120,7 +120,8 @@ def shares_prompts(model: Any) -> bool:
 
 def common_prefix(prompts: Sequence[Tokens]) -> int:
     """How many leading tokens all prompts share, at most one less than the shortest has."""
-    pairs = zip(min(prompts), max(prompts), strict=False)  # all others lie between these two
+    ordered = sorted(tuple(prompt) for prompt in prompts)
+    pairs = zip(ordered[0], ordered[-1], strict=False)  # all others lie between these two
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return min(shared, min(len(prompt) for prompt in prompts) - 1)
 

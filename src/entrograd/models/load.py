@@ -44,7 +44,7 @@ def load_model(path: Path | str, dtype: str, device: str) -> Any:
     """The causal language model in folder `path`, in evaluation mode."""
     _check_folder(path)
     place = resolve_device(device)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(path), dtype=resolve_dtype(dtype, place), local_files_only=True, use_safetensors=True
     )
     return model.to(place).eval()

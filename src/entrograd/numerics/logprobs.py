@@ -98,7 +98,7 @@ class _TiledHead(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, targets, normaliser = ctx.saved_tensors
         temperature, token_tile, vocabulary_tile = ctx.settings
         precision = _precision(hidden)

@@ -54,7 +54,7 @@ def train_step(
             raise NonFiniteError(
                 f"loss {float(loss)} on prompts {', '.join(sorted(set(part.names)))}"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.collect()
         loss_sum += float(loss.detach())
         logprobs[rows] = current.detach().to(logprobs.dtype)
