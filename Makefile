@@ -27,13 +27,16 @@ $(READY): pyproject.toml constraints.txt overrides.txt
 	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv/bin/uv pip install --quiet \
 		--python .venv/bin/python --constraint constraints.txt --override overrides.txt \
 		--editable '.[$(EXTRAS)]'
+	@.venv/bin/python -m entrograd.report.dvc_plots
 	@touch $@
 
 run: setup  ## the whole pipeline through DVC, then a summary
+	@entrograd check
 	@dvc repro
 	@python -m entrograd.summary
 
 flow: setup  ## the same pipeline through Prefect, without a server
+	@entrograd check
 	@python -m flows.pipeline
 	@python -m entrograd.summary
 

@@ -211,12 +211,37 @@ def test_kinds_of_failure(code: int, line: str, kind: type[dvc.DvcError]) -> Non
 # --- nothing outlives the flow ---------------------------------------------------------------
 
 
-def test_timeout_ends_every_process_of_a_silent_stage(project: dvc.Project, root: Path) -> None:
-    timeout = 8.0
-    with pytest.raises(dvc.StageTimeout, match="stubborn: ended after 8 s"):
-        project.repro("stubborn", timeout=timeout)
-    assert len(pids := stubborn_pids(root)) == 3
-    assert living(pids) == []
+def test_timeout_ends_every_process_of_a_silent_stage(
+    project: dvc.Project, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    class WhenBegun(threading.Thread):
+        """A timer that fires once the stage has begun, however long that takes."""
+
+        def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+            super().__init__()
+            asked.append(seconds)
+            self.function = function
+
+        def run(self) -> None:
+            until(lambda: bool(stubborn_pids(root)))
+            self.function()
+
+        def cancel(self) -> None:
+            pass
+
+    monkeypatch.setattr(dvc.threading, "Timer", WhenBegun)
+    with pytest.raises(dvc.StageTimeout, match="stubborn: ended after 0.5 s"):
+        project.repro("stubborn", timeout=0.5)
+    assert asked == [0.5]
+    assert len(stubborn_pids(root)) == 3
+    assert living(stubborn_pids(root)) == []
+
+
+def test_timeout_by_the_clock(project: dvc.Project) -> None:
+    with pytest.raises(dvc.StageTimeout, match="base: ended after 0.01 s"):
+        project.repro("base", timeout=0.01)
 
 
 def test_stop_ends_every_process_and_lets_none_begin(project: dvc.Project, root: Path) -> None:

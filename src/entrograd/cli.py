@@ -127,7 +127,26 @@ def _methods(arguments: argparse.Namespace) -> None:
 
 # ---------------------------------------------------------------------------------------------
 
+# --- check -----------------------------------------------------------------------------------
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("params", nargs="?", default="params.yaml", help="the file (%(default)s)")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from entrograd.methods import recipe
+    from entrograd.params import read
+
+    chosen = recipe(read(arguments.params).method)
+    needs = ", ".join(sorted(chosen.needs)) or "nothing"
+    print(f"{arguments.params}: valid; method {chosen.name} needs of each completion: {needs}")
+
+
 COMMANDS = {
+    "check": Command(
+        "whether a params.yaml is valid, every section of it", _check_arguments, _check
+    ),
     "overlap": Command("training problems that overlap benchmarks", _overlap_arguments, _overlap),
     "explain": Command("what a method does to one group", _explain_arguments, _explain),
     "methods": Command("every method: paper, equation, needs", _methods_arguments, _methods),

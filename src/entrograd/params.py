@@ -375,6 +375,26 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
 
 
+def referenced_files(value: Any) -> list[str]:
+    """The files and folders of the user's own that a section names, in order: inputs of its stage
+    though they are no arguments of it."""
+    if isinstance(value, FileSource):
+        return [value.path]
+    if isinstance(value, Overlap):
+        return list(value.benchmarks)
+    if isinstance(value, BaseModelParams) and value.reference.startswith("path:"):
+        return [value.reference.removeprefix("path:")]
+    if isinstance(value, BaseModel):
+        return [
+            file
+            for name in type(value).model_fields
+            for file in referenced_files(getattr(value, name))
+        ]
+    if isinstance(value, list):
+        return [file for item in value for file in referenced_files(item)]
+    return []
+
+
 def read(path: Path | str) -> Params:
     """All sections of the params file; InputError where the file or any key is wrong."""
     path = Path(path)

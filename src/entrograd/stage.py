@@ -19,12 +19,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import yaml
 
 from entrograd import io, params
 from entrograd.errors import InputError
@@ -96,7 +98,14 @@ def run_stage(
         for path in written.values():
             _check_writable(path)
         chosen = {section: getattr(all_params, section).model_dump() for section in sections}
-        hashes = {str(path): io.sha256(path) for value in given.values() for path in _files(value)}
+        named = [
+            Path(file)
+            for section in sections
+            for file in params.referenced_files(getattr(all_params, section))
+        ]
+        _warn_unlisted(name, named)
+        read = [*(path for value in given.values() for path in _files(value)), *named]
+        hashes = {str(path): io.sha256(path) for path in read if path.exists()}
         roles = {
             key: list(value) if isinstance(value, dict) else value is not None
             for key, value in given.items()
@@ -150,6 +159,18 @@ def _input(
         if not path.exists():
             raise InputError(f"{path}: no such file or folder ({flag} {name}={path})")
     return named
+
+
+def _warn_unlisted(stage: str, files: Sequence[Path]) -> None:
+    """Under DVC, say which files named in params.yaml it will not see change."""
+    if os.environ.get("DVC_STAGE") != stage or not Path("dvc.yaml").exists():
+        return
+    listed = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    known = {Path(item) for item in listed.get("deps", ()) if isinstance(item, str)}
+    for file in files:
+        if not known & {file, *file.parents}:
+            log.warning("%s is not in dvc.yaml: add it to the deps of %s, or DVC will not notice "
+                        "when it changes", file, stage)  # fmt: skip
 
 
 def _files(value: Path | dict[str, Path] | None) -> list[Path]:

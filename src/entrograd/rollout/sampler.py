@@ -10,6 +10,8 @@ from torch import Tensor
 
 from entrograd.params import Sampling
 
+BLOCK = 256  # tokens of the vocabulary summed together
+
 
 def uniforms(seed: int, prompt_id: str, sample_index: int, count: int) -> np.ndarray:
     """[count] float64 in [0, 1): the noise of one completion, by position.
@@ -37,11 +39,31 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
     scaled = filter_logits(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
     logprobs = torch.log_softmax(scaled, -1)
-    cumulative = logprobs.exp().double().cumsum(-1)
-    point = uniform.to(cumulative.device) * cumulative[:, -1]
-    tokens = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
-    tokens = tokens.clamp_max(logits.shape[-1] - 1)
+    tokens = invert_cumulative(logprobs.exp(), uniform)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+def invert_cumulative(weights: Tensor, uniform: Tensor) -> Tensor:
+    """[B] the first token whose cumulative weight exceeds `uniform` times the row's total.
+
+    First over sums of blocks of tokens, then within the block where the point falls, both in
+    float64: one pass over the vocabulary, and a token of weight 0 is never taken.
+
+    Args:
+        weights: [B, V], not negative, not all 0 in a row.
+        uniform: [B] float64 in [0, 1).
+    """
+    spare = -weights.shape[-1] % BLOCK
+    blocks = torch.nn.functional.pad(weights, (0, spare)).unflatten(-1, (-1, BLOCK))
+    ends = blocks.sum(-1).double().cumsum(-1)
+    point = uniform.to(ends.device)[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, point, right=True).clamp_max(ends.shape[-1] - 1)
+    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp_min(0)), 0.0)
+    row = torch.arange(len(weights), device=weights.device)
+    within = blocks[row, block[:, 0]].double().cumsum(-1)
+    place = torch.searchsorted(within, point - before, right=True)[:, 0]
+    last = (blocks[row, block[:, 0]] > 0).long().mul(torch.arange(BLOCK, device=row.device))
+    return block[:, 0] * BLOCK + torch.minimum(place, last.amax(-1))
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
