@@ -232,7 +232,7 @@ def test_timeout_ends_every_process_of_a_silent_stage(
             pass
 
     monkeypatch.setattr(dvc.threading, "Timer", WhenBegun)
-    with pytest.raises(dvc.StageTimeout, match="stubborn: ended after 0.5 s"):
+    with pytest.raises(dvc.StageTimeout, match=r"stubborn: ended after 0\.5 s"):
         project.repro("stubborn", timeout=0.5)
     assert asked == [0.5]
     assert len(stubborn_pids(root)) == 3
@@ -240,7 +240,7 @@ def test_timeout_ends_every_process_of_a_silent_stage(
 
 
 def test_timeout_by_the_clock(project: dvc.Project) -> None:
-    with pytest.raises(dvc.StageTimeout, match="base: ended after 0.01 s"):
+    with pytest.raises(dvc.StageTimeout, match=r"base: ended after 0\.01 s"):
         project.repro("base", timeout=0.01)
 
 
