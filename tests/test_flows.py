@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import dvc, guard
 
@@ -321,8 +322,11 @@ def test_flows_import_neither_torch_nor_entrograd() -> None:
 
 
 def outputs(root: Path) -> dict[str, str]:
-    names = ("base.txt", "left.txt", "right.txt", "join.txt", "dvc.lock")
-    return {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names}
+    """Hashes of the files and of each stage's entry in dvc.lock, whose order is that of running."""
+    names = ("base.txt", "left.txt", "right.txt", "join.txt")
+    files = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names}
+    lock = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+    return {**files, **{f"lock {name}": json.dumps(entry) for name, entry in lock.items()}}
 
 
 def test_flow_without_a_server_equals_dvc_repro(root: Path) -> None:
@@ -350,7 +354,7 @@ def test_flow_without_a_server_equals_dvc_repro(root: Path) -> None:
     assert words[-1][0] == "join"
     by_flow = outputs(root)
     assert (root / ".prefect").is_dir()
-    for name in by_flow:
+    for name in ("base.txt", "left.txt", "right.txt", "join.txt", "dvc.lock"):
         (root / name).unlink()
     command(sys.executable, "-m", "dvc", "repro", "--force", cwd=root)
     assert outputs(root) == by_flow
