@@ -37,15 +37,21 @@ OUTPUTS = [
 ]
 
 
+DIGITS = "digits.jsonl"
+
+
 def small_params(model: Path) -> dict[str, Any]:
-    """The project's own params.yaml, cut down to seconds."""
+    """The project's own params.yaml, cut down to seconds. A random model hits no sum: problems of
+    a file that any digit answers give it something to learn from."""
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["base_model"] = {"reference": f"path:{model}"}
-    params["prepare"]["sources"][0].update(size=600, keep=None)
+    params["prepare"]["sources"][0].update(size=20, keep=None)
+    params["prepare"]["sources"].insert(0, {"kind": "file", "path": DIGITS})
     params["prepare"]["heldout_share"] = 0.3
     params["rollout"].update(prompts=16, group_size=4, shard_prompts=4)
-    params["train_offline"].update(epochs=1, groups_per_step=8)
-    params["train_online"].update(steps=2, prompts_per_step=4)
+    params["rollout"]["sampling"].update(max_new_tokens=2)
+    params["train_offline"].update(epochs=1, groups_per_step=8, optimizer={"lr": 0.003})
+    params["train_online"].update(steps=2, prompts_per_step=4, optimizer={"lr": 0.003})
     params["evaluate"].update(heldout_problems=24, bootstrap=200)
     params["report"].update(samples=3)
     return params
@@ -94,6 +100,8 @@ def fresh_clone(folder: Path, model: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)
+    rows = [{"problem": f"{i} or {i + 1}", "answer": list("0123456789")} for i in range(80)]
+    (folder / DIGITS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "params.yaml").write_text(yaml.safe_dump(small_params(model), sort_keys=False))
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
@@ -107,6 +115,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder = fresh_clone(tmp_path_factory.mktemp("clone"), tiny_model)
     said = run(folder, "dvc", "repro")
     assert "Running stage 'report'" in said
+    assert f"{DIGITS} is not in dvc.yaml: add it to the deps of prepare" in said
     return folder
 
 
@@ -198,7 +207,9 @@ def test_a_killed_rollout_continues_at_the_first_missing_shard(
     assert first is not None
     assert not (other / "data" / "rollouts").exists()
     kept = first.stat().st_mtime_ns
-    said = run(other, "dvc", "repro")
+    said = run(other, "dvc", "repro", "annotate")
     assert "shards kept" in said
     assert (other / "data" / "rollouts" / first.name).stat().st_mtime_ns == kept
-    assert hashes(other) == hashes(clone)
+    whole = hashes(clone)
+    assert hashes(other) == {name: whole[name] for name in hashes(other)}
+    assert "data/annotated" in hashes(other)
