@@ -26,6 +26,7 @@ from entrograd.models.forward import (
     batches,
     common_prefix,
     completion_logprobs,
+    length_chunks,
     score,
     shares_prompts,
 )
@@ -198,6 +199,14 @@ class TestBatches:
             cost = len(unique) * max(map(len, unique))
             cost += len(rows) * max(len(completions[i]) for i in rows)
             assert cost <= 60 or len(rows) == 1
+
+    def test_similar_lengths_together_and_nothing_twice(self) -> None:
+        lengths = [0, 5, 1, 4, 3, 1, 5, 2, 0, 100]
+        chunks = length_chunks(lengths)
+        assert [sorted(lengths[i] for i in chunk) for chunk in chunks] == [
+            [100], [4, 5, 5], [3], [2], [1, 1],
+        ]  # fmt: skip
+        assert len(length_chunks(list(range(5000)))) < 35
 
     def test_common_prefix_leaves_one_token(self) -> None:
         assert common_prefix([[1, 2, 3], [1, 2, 4, 5]]) == 2

@@ -7,6 +7,7 @@ the cache into the prompt's states, so the result is that of the plain forward o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
@@ -19,6 +20,9 @@ from entrograd.errors import InputError
 from entrograd.numerics.logprobs import logprobs_and_entropies
 
 Tokens = Sequence[int]
+
+# A completion is computed with longer ones if it is at least this share of the longest among them.
+FILLED = 0.75
 
 
 def completion_logprobs(
@@ -141,6 +145,12 @@ class Prefix:
         self.cache.batch_select_indices(rows)
         return Prefix(self.cache, self.last[rows], self.mask[rows], self.lengths[rows])
 
+    def fork(self, rows: Tensor) -> Prefix:
+        """The same with a cache of its own: this one stays as it is."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return Prefix(cache, self.last, self.mask, self.lengths).select(rows)
+
 
 def compute_prefix(model: Any, prompts: Sequence[Tokens]) -> Prefix:
     """The shared beginning of all prompts once, then each prompt's rest, padded on the right."""
@@ -182,22 +192,41 @@ def _shared_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[
     index = {prompt: i for i, prompt in enumerate(unique)}
     rows = _long([index[tuple(prompt)] for prompt in prompts], device)
     prefix = compute_prefix(model, list(unique))
-    last = prefix.last[rows][:, None]
-    if max(len(completion) for completion in completions) == 1:
-        return last[:, 0]
-    prefix = prefix.select(rows)
-    ids, _ = pad([completion[:-1] for completion in completions], device)
-    inputs = torch.ones_like(ids, dtype=torch.bool)  # causal: padding on the right is never seen
-    positions = prefix.lengths[:, None] + torch.arange(ids.shape[1], device=device)
-    states = model.get_decoder()(
-        input_ids=ids,
-        attention_mask=torch.cat([prefix.mask, inputs], -1).long(),
-        position_ids=positions,
-        past_key_values=prefix.cache,
-        use_cache=True,
-    ).last_hidden_state
-    _, mask = pad(completions, device)
-    return torch.cat([last, states], 1)[mask]
+    parts = [prefix.last[rows]]  # the first token of each completion, then the others by chunk
+    places = [[row] for row in range(len(completions))]
+    count = len(completions)
+    for chunk in length_chunks([len(completion) - 1 for completion in completions]):
+        chosen = prefix.fork(rows[chunk])
+        ids, mask = pad([completions[row][:-1] for row in chunk], device)
+        inputs = torch.ones_like(mask)  # causal: padding on the right is never seen
+        states = model.get_decoder()(
+            input_ids=ids,
+            attention_mask=torch.cat([chosen.mask, inputs], -1).long(),
+            position_ids=chosen.lengths[:, None] + torch.arange(ids.shape[1], device=device),
+            past_key_values=chosen.cache,
+            use_cache=True,
+        ).last_hidden_state
+        parts.append(states[mask])
+        for row in chunk:
+            following = count + len(completions[row]) - 1
+            places[row] += range(count, following)
+            count = following
+    return torch.cat(parts)[_long([place for row in places for place in row], device)]
+
+
+def length_chunks(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows of similar length together, longest first: none is padded to much more than its own.
+
+    Rows of length 0 are in no chunk. There are at most about log(longest) / log(1 / FILLED) chunks.
+    """
+    chunks: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if lengths[row] == 0:
+            break
+        if not chunks or lengths[row] < FILLED * lengths[chunks[-1][0]]:
+            chunks.append([])
+        chunks[-1].append(row)
+    return chunks
 
 
 def _plain_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Tensor:
