@@ -236,7 +236,9 @@ class TestOffline:
             sampling={"temperature": 1.0, "max_new_tokens": 4},
         )
         io.write_manifest(tmp_path / "a")
-        params = pipeline_params(train_offline={"epochs": 3, "groups_per_step": 1})
+        params = pipeline_params(
+            train_offline={"epochs": 3, "groups_per_step": 1}, method={"name": "gtpo"}
+        )
         for name in ("one", "two"):
             line = train_offline(
                 params.train_offline,
@@ -261,7 +263,7 @@ class TestOffline:
         rows = annotated_rows()
         rows[4]["entropies"] = []
         io.write_table(tmp_path / "t.parquet", rows, "annotated")
-        params = pipeline_params()
+        params = pipeline_params(method={"name": "gtpo"})
         with pytest.raises(InputError, match=r"t.parquet: row 4: entropies is empty .* gtpo"):
             train_offline(
                 params.train_offline,
