@@ -158,7 +158,7 @@ def test_a_second_run_does_nothing(clone: Path) -> None:
 
 def test_a_change_runs_only_what_it_touches(clone: Path) -> None:
     """An experiment with another method: trained and evaluated again, nothing before."""
-    said = run(clone, "dvc", "exp", "run", "-S", "method.name=gtpo", "-n", "other")
+    said = run(clone, "dvc", "exp", "run", "-S", "method.name=grpo", "-n", "other")
     ran = {
         name
         for name in yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
