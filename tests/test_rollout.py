@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.forward import score
-from entrograd.models.load import load_model, load_tokenizer
+from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.params import RolloutParams, Sampling
 from entrograd.rollout.engine import Completion, Request
 from entrograd.rollout.rollout import rollout, training_prompts
@@ -86,7 +86,7 @@ class TestDraw:
         """Oracle in plain Python: the allowed set and the renormalised log-probability."""
         sampling = Sampling(top_k=top_k, top_p=top_p)
         tokens, logprobs = draw(torch.tensor([row]), torch.tensor([u]).double(), sampling)
-        kept = filter_logits(torch.tensor([row]), top_k, top_p)[0].isfinite().tolist()
+        kept = filter_logits(torch.tensor([row]), sampling)[0].isfinite().tolist()
         assert kept[tokens.tolist()[0]]
         mass = math.fsum(math.exp(z) for z, k in zip(row, kept, strict=True) if k)
         want = row[tokens.tolist()[0]] - math.log(mass)
@@ -97,7 +97,7 @@ class TestDraw:
 
         torch.manual_seed(0)
         logits, ids = 3 * torch.randn(20, 50), torch.zeros(20, 1, dtype=torch.long)
-        ours = filter_logits(logits, 7, 0.8)
+        ours = filter_logits(logits, Sampling(top_k=7, top_p=0.8))
         theirs = TopPLogitsWarper(0.8)(ids, TopKLogitsWarper(7)(ids, logits))
         assert torch.equal(ours.isfinite(), theirs.isfinite())
 
@@ -191,10 +191,13 @@ class TestEngine:
         model = load_model(tiny_model, "float32", "cpu")
         engine = TransformersEngine(model, load_tokenizer(tiny_model), 4096)
         before = engine.policy_version
-        engine.update_weights({})
+        engine.update_weights(model)
         assert engine.policy_version == before
-        engine.update_weights({"model.norm.weight": 2 * model.model.norm.weight})
-        assert engine.policy_version != before
+        other = load_model(tiny_model, "float32", "cpu")
+        with torch.no_grad():
+            other.model.norm.weight.mul_(2)
+        engine.update_weights(other)
+        assert engine.policy_version == policy_version(other) != before
         assert model.model.norm.weight.mean().item() == pytest.approx(2.0)
 
 

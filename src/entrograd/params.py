@@ -62,13 +62,24 @@ class PromptFormat(Section):
 
 
 class Sampling(Section):
-    """What one completion is drawn from. temperature 0 is greedy."""
+    """What one completion is drawn from. temperature 0 is greedy. Then, in this order, only the
+    `top_k` most likely tokens (0: all), the smallest set of most likely ones whose probability
+    reaches `top_p`, and those at least `min_p` times as likely as the most likely one. The text
+    ends with a `stop` string; before `min_new_tokens` neither it nor the end token ends it."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
     max_new_tokens: Positive = 256
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sampling:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("min_new_tokens is above max_new_tokens; lower it")
+        return self
 
 
 class Optimizer(Section):

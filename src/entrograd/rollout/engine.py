@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
-
+from entrograd.errors import InputError
 from entrograd.params import Sampling
+from entrograd.progress import Progress
+
+
+class EngineError(RuntimeError):
+    """The engine cannot answer, and its own retries are used up: out of memory, dead, unreachable.
+    Nothing of the call is kept; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class Request:
     prompt_id: str
     sample_index: int
     prompt_ids: tuple[int, ...]
+    max_new_tokens: int | None = None  # of this request, where less than the sampling's
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,54 @@ class Completion:
 class Engine(Protocol):
     """A language model that draws completions and can be given new weights."""
 
-    policy_version: str
+    @property
+    def policy_version(self) -> str:
+        """`models.load.policy_version` of the weights it samples from."""
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, seed: int
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        seed: int,
+        progress: Progress | None = None,
     ) -> list[Completion]:
-        """One completion a request, in order. InputError names a prompt too long for the model."""
+        """One completion a request, in order; all or an error.
 
-    def update_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take these weights and a new policy_version."""
+        Raises:
+            InputError: a prompt without tokens or too long for the model, by its prompt_id.
+            EngineError: the engine failed for good.
+        """
+
+    def update_weights(self, model: Any) -> None:
+        """Take the weights of `model` (the trainer's, of transformers): what is sampled from now
+        on. An engine that is restarted after a crash starts with the weights it was given last."""
+
+    def close(self) -> None:
+        """End what it holds (processes, GPU memory); a closed engine is closed once more in vain.
+        `contextlib.closing` calls it."""
+
+
+def check_requests(requests: Sequence[Request], sampling: Sampling, context: int) -> None:
+    """InputError names the prompt that has no tokens or leaves the context too little room."""
+    for request in requests:
+        if not request.prompt_ids:
+            raise InputError(f"prompt {request.prompt_id}: it has no tokens; give it a text")
+        new = max_new_tokens(request, sampling)
+        if len(request.prompt_ids) + new > context:
+            raise InputError(
+                f"prompt {request.prompt_id}: {len(request.prompt_ids)} tokens and {new} new ones "
+                f"exceed the model's context of {context}; shorten the prompt or lower "
+                "max_new_tokens"
+            )
+
+
+def max_new_tokens(request: Request, sampling: Sampling) -> int:
+    """How many tokens a request's completion may have."""
+    return min(request.max_new_tokens or sampling.max_new_tokens, sampling.max_new_tokens)
+
+
+def cut_at_stop(text: str, stop: Sequence[str], after: int = 0) -> str | None:
+    """`text` before the first stop string that ends beyond its first `after` characters (those of
+    the first min_new_tokens tokens), None where there is none."""
+    places = (text.find(end, max(0, after + 1 - len(end))) for end in stop)
+    return text[:first] if (first := min((p for p in places if p >= 0), default=-1)) >= 0 else None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from entrograd import io
 from entrograd.data.prompt import encode
 from entrograd.errors import InputError
-from entrograd.models.load import load_model, load_tokenizer
+from entrograd.models.load import load_tokenizer
 from entrograd.params import RolloutParams
 from entrograd.progress import progress
 from entrograd.rollout.engine import Completion, Engine, Request
-from entrograd.rollout.transformers_engine import TransformersEngine
+from entrograd.rollout.engines import open_engine
 
 
 def rollout(params: RolloutParams, model: Path, prompts: Path, out: Path, resume: Path) -> str:
@@ -30,11 +31,11 @@ def rollout(params: RolloutParams, model: Path, prompts: Path, out: Path, resume
     missing = [i for i in range(len(shards)) if not (resume / io.shard_name(i)).exists()]
     if missing:
         tokenizer = load_tokenizer(model)
-        engine = TransformersEngine(
-            load_model(model, params.dtype, params.device), tokenizer, params.token_budget
-        )
         total = sum(len(shards[i]) for i in missing) * params.group_size
-        with progress(total, "completions", "rollout") as bar:
+        with (
+            closing(open_engine(params, model)) as engine,
+            progress(total, "completions", "rollout") as bar,
+        ):
             for index in missing:
                 requests = group_requests(shards[index], tokenizer, params.group_size)
                 completions = engine.generate(requests, params.sampling, params.seed, bar)

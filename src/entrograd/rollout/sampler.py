@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     """
     if sampling.temperature == 0:
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
-    scaled = filter_logits(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p)
+    scaled = filter_logits(logits.float() / sampling.temperature, sampling)
     logprobs = torch.log_softmax(scaled, -1)
     tokens = invert_cumulative(logprobs.exp(), uniform)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
@@ -66,9 +67,11 @@ def invert_cumulative(weights: Tensor, uniform: Tensor) -> Tensor:
     return block[:, 0] * BLOCK + torch.minimum(place, last.amax(-1))
 
 
-def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """[B, V] with all but the `top_k` largest (0: all), then all but the smallest set of most
-    likely tokens whose probability reaches `top_p`, at -inf. The most likely token stays."""
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """[B, V] with -inf at all but the `top_k` largest (0: all), then all but the smallest set of
+    most likely tokens whose probability reaches `top_p`, then all whose probability is below
+    `min_p` times the largest. The most likely token stays."""
+    top_k, top_p, min_p = sampling.top_k, sampling.top_p, sampling.min_p
     if 0 < top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -78,4 +81,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         before = probabilities.cumsum(-1) - probabilities
         drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
         logits = logits.masked_fill(drop, -torch.inf)
+    if min_p > 0:
+        least = logits.amax(-1, keepdim=True) + math.log(min_p)
+        logits = logits.masked_fill(logits < least, -torch.inf)
     return logits

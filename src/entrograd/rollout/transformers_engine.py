@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from entrograd.errors import InputError
 from entrograd.models.forward import compute_prefix, output_head
 from entrograd.models.load import context_length, policy_version
 from entrograd.params import Sampling
 from entrograd.progress import Progress
-from entrograd.rollout.engine import Completion, Request
+from entrograd.rollout.engine import Completion, Request, check_requests, cut_at_stop
 from entrograd.rollout.sampler import draw, uniforms
 
 # Completions leave the cache once this share of the rows is finished: compacting copies it.
@@ -34,15 +34,15 @@ class TransformersEngine:
         self.policy_version = policy_version(model)
         self._ends = torch.tensor(sorted(_end_tokens(model, tokenizer)), device=model.device)
 
-    def update_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy `weights` into the model (nothing to copy where it is the trainer's own) and take
-        the version of what it now holds."""
-        own = self.model.state_dict()
-        with torch.no_grad():
-            for name, weight in weights.items():
-                if own[name].data_ptr() != weight.data_ptr():
-                    own[name].copy_(weight)
+    def update_weights(self, model: Any) -> None:
+        """Copy the weights of `model` (nothing to copy where it is the engine's own) and take the
+        version of what it now holds."""
+        if model is not self.model:
+            self.model.load_state_dict(model.state_dict())
         self.policy_version = policy_version(self.model)
+
+    def close(self) -> None:
+        """Nothing is held beyond the model."""
 
     def generate(
         self,
@@ -52,16 +52,7 @@ class TransformersEngine:
         progress: Progress | None = None,
     ) -> list[Completion]:
         """One completion a request, in order; InputError names a prompt the context cannot hold."""
-        limit = context_length(self.model)
-        for request in requests:
-            if not request.prompt_ids:
-                raise InputError(f"prompt {request.prompt_id}: it has no tokens; give it a text")
-            if len(request.prompt_ids) + sampling.max_new_tokens > limit:
-                raise InputError(
-                    f"prompt {request.prompt_id}: {len(request.prompt_ids)} tokens and "
-                    f"{sampling.max_new_tokens} new ones exceed the model's context of {limit}; "
-                    "shorten the prompt or lower max_new_tokens"
-                )
+        check_requests(requests, sampling, context_length(self.model))
         completions: list[Completion | None] = [None] * len(requests)
         with torch.inference_mode():
             for rows in self._batches(requests, sampling.max_new_tokens):
@@ -109,13 +100,16 @@ class TransformersEngine:
         counts = torch.zeros(len(requests), dtype=torch.long, device=device)
         stopped = [False] * len(requests)
         for position in range(new):
-            drawn, drawn_logprobs = draw(hidden @ head.T, noise[alive, position], sampling)
+            logits = hidden @ head.T
+            if position < sampling.min_new_tokens:
+                logits[:, self._ends] = -torch.inf
+            drawn, drawn_logprobs = draw(logits, noise[alive, position], sampling)
             live = alive[running]
             tokens[live, position] = drawn[running]
             logprobs[live, position] = drawn_logprobs[running]
             counts[live] += 1
             ended = torch.isin(drawn, self._ends)
-            if sampling.stop:
+            if sampling.stop and position >= sampling.min_new_tokens:
                 text_ended = self._stops(tokens, alive[running].tolist(), position, sampling.stop)
                 ended[running] |= torch.tensor(text_ended, dtype=torch.bool, device=device)
             for request in alive[running & ended].tolist():
@@ -149,17 +143,23 @@ class TransformersEngine:
         """Whether a stop string ends each request's text; it may span tokens."""
         window = STOP_WINDOW + max(len(text) for text in stop)
         start = max(0, position + 1 - window)
+        before = self.tokenizer.batch_decode(tokens[requests, start:position])
         texts = self.tokenizer.batch_decode(tokens[requests, start : position + 1])
-        return [any(text in tail for text in stop) for tail in texts]
+        return [
+            cut_at_stop(text, stop, len(known)) is not None
+            for known, text in zip(before, texts, strict=True)
+        ]
 
     def _completion(
         self, ids: list[int], logprobs: list[float], stopped: bool, sampling: Sampling
     ) -> Completion:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        cuts = [text.index(stop) for stop in sampling.stop if stop in text]
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        text = decode(ids)
+        first = len(decode(ids[: sampling.min_new_tokens]))
+        cut = cut_at_stop(text, sampling.stop, first)
         return Completion(
             completion_ids=tuple(ids),
-            text=text[: min(cuts)] if cuts else text,
+            text=text if cut is None else cut,
             sampling_logprobs=tuple(logprobs),
             finish_reason="stop" if stopped else "length",
         )

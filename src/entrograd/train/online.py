@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from entrograd.models.forward import score
 from entrograd.models.load import load_tokenizer
 from entrograd.params import Params
 from entrograd.progress import progress
+from entrograd.rollout.engines import open_engine
 from entrograd.rollout.rollout import group_requests, rollout_rows, training_prompts
-from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.train.batch import examples
 from entrograd.train.setup import Policy, check_columns
 from entrograd.train.step import StepSettings, train_step
@@ -34,7 +35,6 @@ def train_online(
     answers = {row["prompt_id"]: row["answers"] for row in rows}
     updates = online.steps * online.updates_per_round
     policy = Policy(model, online.dtype, online.device, online.optimizer, updates)
-    engine = TransformersEngine(policy.model, tokenizer, params.rollout.token_budget)
     sampling = params.rollout.sampling
     temperature = sampling.temperature or 1.0
     settings = StepSettings(temperature, sampling.max_new_tokens, online.token_budget)
@@ -53,6 +53,7 @@ def train_online(
     with (
         progress(online.steps, "steps", "train_online") as bar,
         Grader(params.annotate.grader) as grader,
+        closing(open_engine(params.rollout, model, policy.model)) as engine,
     ):
         for step in range(online.steps):
             seed = round_seed(online.seed, step)
@@ -72,7 +73,7 @@ def train_online(
             batch = examples(annotated, policy.model.device)
             for _ in range(online.updates_per_round):
                 measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)
-            engine.update_weights({})
+            engine.update_weights(policy.model)
             reward = float(np.mean([row["reward"] for row in annotated]))
             entropy = float(np.mean([group["semantic_entropy_rao"] for group in groups]))
             curve_rows.append(
