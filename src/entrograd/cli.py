@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,35 @@ def _as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# --- grade -----------------------------------------------------------------------------------
+
+
+def _grade_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        metavar="FILE.jsonl",
+        help="rows of answer (text, or a list) and completion, or completions",
+    )
+    parser.add_argument(
+        "--params",
+        metavar="PARAMS.yaml",
+        help="grade as annotate.grader of this file says (default: the grader's own defaults)",
+    )
+
+
+def _grade(arguments: argparse.Namespace) -> None:
+    from entrograd import params
+    from entrograd.verify.grade import Grader
+    from entrograd.verify.rows import grade_file
+
+    chosen = params.Grader()
+    if arguments.params:
+        chosen = params.read(arguments.params).annotate.grader
+    with Grader(chosen) as grader:
+        for row in grade_file(arguments.file, grader):
+            print(json.dumps(row))  # in ASCII: what a model wrote cannot reach the terminal
+
+
 # --- explain, methods ------------------------------------------------------------------------
 
 
@@ -147,6 +177,11 @@ COMMANDS = {
     "check": Command(
         "whether a params.yaml is valid, every section of it", _check_arguments, _check
     ),
+    "grade": Command(
+        "the rows of a JSONL file with reward, extracted answer and status",
+        _grade_arguments,
+        _grade,
+    ),
     "overlap": Command("training problems that overlap benchmarks", _overlap_arguments, _overlap),
     "explain": Command("what a method does to one group", _explain_arguments, _explain),
     "methods": Command("every method: paper, equation, needs", _methods_arguments, _methods),
@@ -165,6 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"entrograd {arguments.command}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -17,6 +17,7 @@ DType = Literal["auto", "float32", "bfloat16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+ExtractionRule = Literal["boxed", "anchor", "leading", "last", "line"]
 
 
 class Section(BaseModel):
@@ -200,8 +201,16 @@ class RolloutParams(Section):
 
 
 class Grader(Section):
-    """math-verify in processes of its own; a row that takes longer is marked `timeout`."""
+    """`extraction`: the rules that find a final answer, in the order they are tried.
+    math-verify runs in processes of its own; a row that takes longer is marked `timeout`."""
 
+    extraction: Annotated[list[ExtractionRule], Field(min_length=1)] = [
+        "boxed",
+        "anchor",
+        "leading",
+        "last",
+        "line",
+    ]
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
     workers: Positive = 2
     memory_mb: Positive = 2048

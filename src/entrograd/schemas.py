@@ -54,12 +54,14 @@ ROLLOUTS = pa.schema(
     ]
 )
 
+# extraction_rule found the answer (verify/extract.py).
 # reward_status: ok | no_answer | timeout | truncated | error. Logprobs and entropies (nats) have
 # one value a completion token; cluster_id is numbered within its group.
 ANNOTATED = pa.schema(
     [
         *ROLLOUTS,
         pa.field("answer", _TEXT),
+        pa.field("extraction_rule", _TEXT),
         pa.field("reward", _FLOAT, nullable=False),
         pa.field("reward_status", _TEXT, nullable=False),
         pa.field("reward_heads", pa.list_(pa.struct([("name", _TEXT), ("value", _FLOAT)]))),
@@ -95,6 +97,7 @@ SAMPLES = pa.schema(
         pa.field("answers", pa.list_(_TEXT), nullable=False),
         pa.field("completion_text", _TEXT, nullable=False),
         pa.field("answer", _TEXT),
+        pa.field("extraction_rule", _TEXT),
         pa.field("reward", _FLOAT, nullable=False),
         pa.field("reward_status", _TEXT, nullable=False),
         pa.field("finish_reason", _TEXT, nullable=False),

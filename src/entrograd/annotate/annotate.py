@@ -144,6 +144,7 @@ def _annotated_row(
     return {
         **row,
         "answer": grade.answer,
+        "extraction_rule": grade.rule,
         "reward": grade.reward,
         "reward_status": grade.status,
         "reward_heads": None,

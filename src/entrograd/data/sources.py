@@ -111,7 +111,7 @@ def _take(
     if isinstance(record, tabular.Malformed):
         return Reject(source, number, record.reason, record.content)
     problem, reason = _problem(_at(record, problem_at))
-    answers, why = _answers(record.get(answer_at))
+    answers, why = accepted_answers(record.get(answer_at))
     reason = reason or why
     if reason:
         return Reject(source, number, reason, tabular.shown(record))
@@ -128,7 +128,7 @@ def _problem(value: Any) -> tuple[str, str | None]:
     return (value, None) if _encodable(value) else ("", "problem is not valid Unicode")
 
 
-def _answers(value: Any) -> tuple[tuple[str, ...], str | None]:
+def accepted_answers(value: Any) -> tuple[tuple[str, ...], str | None]:
     """The accepted answers, or why there are none."""
     given = value if isinstance(value, list | tuple) else [value]
     if not given or any(item is None or item == "" for item in given):

@@ -173,6 +173,7 @@ def _graded(
             "answers": list(problem.answers),
             "completion_text": completion.text,
             "answer": grade.answer,
+            "extraction_rule": grade.rule,
             "reward": grade.reward,
             "reward_status": grade.status,
             "finish_reason": completion.finish_reason,

@@ -6,6 +6,7 @@ A canonical form settles plain numbers and words; what it leaves open is for sym
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -73,6 +74,7 @@ class Canonical:
     word: bool = False
 
 
+@functools.lru_cache(maxsize=4096)
 def canonical(text: str) -> Canonical:
     """The canonical form of an answer (LaTeX, plain number or words)."""
     if len(text) > MAX_ANSWER:

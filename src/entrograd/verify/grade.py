@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 
 from entrograd import params
@@ -13,6 +14,8 @@ from entrograd.verify.equivalence import Canonical, canonical, settle
 from entrograd.verify.extract import Extraction, extract
 
 STATUSES = ("ok", "no_answer", "timeout", "truncated", "error")
+
+_KNOWN = 1 << 14  # compared pairs that are remembered
 
 _Pair = tuple[str, str]
 
@@ -46,7 +49,7 @@ class Grader:
     """
 
     def __init__(self, limits: params.Grader) -> None:
-        self._limits = limits
+        self._rules = limits.extraction
         self._pool = HardLimitPool(
             "entrograd.verify.worker", limits.workers, limits.timeout_seconds, limits.memory_mb
         )
@@ -68,58 +71,64 @@ class Grader:
         for index, item in enumerate(items):
             if not item.answers:
                 raise InputError(f"item {index}: no accepted answer to grade against")
-        found = [final_answer(item) for item in items]
-        golds: dict[str, Canonical] = {}
-        verdicts: list[list[bool | _Pair]] = []
-        for item, extraction in zip(items, found, strict=True):
-            if extraction is None:
-                verdicts.append([])
-                continue
-            answer = canonical(extraction.answer)
-            for text in item.answers:
-                golds.setdefault(text, canonical(text))
-            verdicts.append([_verdict(golds[text], answer) for text in item.answers])
-        self._compare(verdicts)
+        found = [final_answer(item, self._rules) for item in items]
+        outcomes = iter(
+            self.compare(
+                [
+                    (item.answers, extraction.answer)
+                    for item, extraction in zip(items, found, strict=True)
+                    if extraction is not None
+                ]
+            )
+        )
         return [
-            self._grade(item, extraction, verdict)
-            for item, extraction, verdict in zip(items, found, verdicts, strict=True)
+            _ungraded(item) if extraction is None else _grade(extraction, next(outcomes))
+            for item, extraction in zip(items, found, strict=True)
         ]
 
-    def _compare(self, verdicts: Sequence[Sequence[bool | _Pair]]) -> None:
-        """Symbolic comparison of the open pairs that can still change a reward."""
-        pairs = dict.fromkeys(
-            verdict
-            for row in verdicts
-            if True not in row
-            for verdict in row
-            if isinstance(verdict, tuple) and verdict not in self._known
+    def compare(self, questions: Sequence[tuple[Sequence[str], str]]) -> list[Outcome]:
+        """Whether each answer is one of its accepted ones: (accepted answers, answer) -> an
+        outcome, `done` with True or False, `timeout` or `error` where that stayed unknown."""
+        verdicts = [
+            [_verdict(canonical(gold), canonical(answer)) for gold in accepted]
+            for accepted, answer in questions
+        ]
+        compared = self._symbolic(
+            dict.fromkeys(
+                verdict
+                for row in verdicts
+                if True not in row  # an open pair cannot change it
+                for verdict in row
+                if isinstance(verdict, tuple)
+            )
         )
+        return [
+            _any(compared[verdict] if isinstance(verdict, tuple) else verdict for verdict in row)
+            if True not in row
+            else Outcome("done", True)
+            for row in verdicts
+        ]
+
+    def _symbolic(self, pairs: Iterable[_Pair]) -> dict[_Pair, Outcome]:
+        """The outcome of each pair, by the worker processes unless it is remembered."""
+        found = {pair: self._known[pair] for pair in pairs if pair in self._known}
+        new = [pair for pair in pairs if pair not in found]
         try:
-            outcomes = self._pool.map(list(pairs))
+            outcomes = self._pool.map(new)
         except WorkerStartError as error:
             raise InputError(
                 f"grader: {error}; repair the installation of math-verify (make setup)"
             ) from None
-        self._known.update(zip(pairs, outcomes, strict=True))
-
-    def _grade(
-        self, item: Item, extraction: Extraction | None, verdict: Sequence[bool | _Pair]
-    ) -> Grade:
-        if extraction is None:
-            status = "truncated" if item.finish_reason == "length" else "no_answer"
-            return Grade(0.0, status, None)
-        if True not in verdict:
-            outcomes = [self._known[pair] for pair in verdict if isinstance(pair, tuple)]
-            if not any(outcome.value is True for outcome in outcomes):
-                kinds = {outcome.kind for outcome in outcomes}
-                status = next((kind for kind in ("timeout", "error") if kind in kinds), "ok")
-                return Grade(0.0, status, *extraction)
-        return Grade(1.0, "ok", *extraction)
+        fresh = dict(zip(new, outcomes, strict=True))
+        self._known.update(fresh)
+        for pair in list(islice(self._known, max(0, len(self._known) - _KNOWN))):
+            del self._known[pair]
+        return found | fresh
 
 
-def final_answer(item: Item) -> Extraction | None:
+def final_answer(item: Item, rules: Sequence[str] | None = None) -> Extraction | None:
     """The extracted answer; an unfinished line of words (rule `line`) is none."""
-    extraction = extract(item.completion_text)
+    extraction = extract(item.completion_text, rules)
     if extraction and extraction.rule == "line" and item.finish_reason == "length":
         return None
     return extraction
@@ -128,3 +137,20 @@ def final_answer(item: Item) -> Extraction | None:
 def _verdict(gold: Canonical, answer: Canonical) -> bool | _Pair:
     settled = settle(gold, answer)
     return (gold.latex, answer.latex) if settled is None else settled
+
+
+def _any(verdicts: Iterable[bool | Outcome]) -> Outcome:
+    outcomes = [v if isinstance(v, Outcome) else Outcome("done", v) for v in verdicts]
+    if any(outcome.value is True for outcome in outcomes):
+        return Outcome("done", True)
+    unknown = {outcome.kind: outcome for outcome in outcomes if outcome.kind != "done"}
+    return unknown.get("timeout") or unknown.get("error") or Outcome("done", False)
+
+
+def _grade(extraction: Extraction, outcome: Outcome) -> Grade:
+    status = "ok" if outcome.kind == "done" else outcome.kind
+    return Grade(float(outcome.value is True), status, *extraction)
+
+
+def _ungraded(item: Item) -> Grade:
+    return Grade(0.0, "truncated" if item.finish_reason == "length" else "no_answer", None)
