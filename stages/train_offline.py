@@ -11,7 +11,13 @@ def work(run: Run) -> str:
 
     paths, params = run.paths, run.params
     return train_offline(
-        params.train_offline, params.method, paths.model, paths.annotated, paths.out, paths.curve
+        params.train_offline,
+        params.method,
+        paths.model,
+        paths.annotated,
+        paths.out,
+        paths.curve,
+        run.resume,
     )
 
 

@@ -13,17 +13,18 @@ import yaml
 from conftest import ROOT
 
 from entrograd import io
-from entrograd.errors import InputError
+from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods import recipe
 from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.params import MethodParams, Params, check
 from entrograd.params import Optimizer as OptimizerParams
 from entrograd.train.batch import examples, micro_batches
 from entrograd.train.offline import train_offline
-from entrograd.train.online import prompt_order, round_seed, train_online
+from entrograd.train.online import train_online
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.rounds import PromptOrder, round_seed
 from entrograd.train.setup import Policy
-from entrograd.train.step import NonFiniteError, StepSettings, train_step
+from entrograd.train.step import StepSettings, train_step
 
 SETTINGS = StepSettings(temperature=1.0, max_length=4, token_budget=1000)
 
@@ -247,6 +248,7 @@ class TestOffline:
                 tmp_path / "a",
                 tmp_path / name,
                 tmp_path / f"{name}.csv",
+                tmp_path / f"work-{name}",
             )
             assert line == "6 steps of gtpo over 2 groups, 3 epochs"
         assert io.sha256(tmp_path / "one") == io.sha256(tmp_path / "two")
@@ -272,19 +274,20 @@ class TestOffline:
                 tmp_path / "t.parquet",
                 tmp_path / "o",
                 tmp_path / "c.csv",
+                tmp_path / "work",
             )
         assert not (tmp_path / "o").exists()
 
 
 class TestOnline:
     def test_prompt_order_is_one_permutation_after_another(self) -> None:
-        draws = prompt_order(7, 3, seed=1)
+        draws = PromptOrder(7, 3, seed=1)
         seen = [next(draws) for _ in range(7)]
         flat = [index for chosen in seen for index in chosen]
         assert sorted(flat[:7]) == list(range(7))
         assert all(flat.count(i) == 3 for i in range(7))
         assert all(len(set(chosen)) == 3 for chosen in seen)
-        assert [next(prompt_order(2, 5, seed=0))] == [next(prompt_order(2, 5, seed=0))]
+        assert [next(PromptOrder(2, 5, seed=0))] == [next(PromptOrder(2, 5, seed=0))]
         assert len({round_seed(0, step) for step in range(50)}) == 50
 
     def test_learns_to_give_the_answer(self, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one exception users can cause: its message names the file, the row or key, and the remedy."""
+"""The exceptions users can cause: messages name the file, the row or key, and the remedy."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     Stages and the command line print the message alone and exit with 2; any other exception is
     a defect of this project and keeps its traceback.
     """
+
+
+class NonFiniteError(InputError):
+    """A value of a training step is not a finite number: the weights are as they were before it."""

@@ -4,6 +4,7 @@ manifest is written last. Tables, shards, hashes and the run manifest."""
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -39,10 +40,12 @@ def atomic(path: Path | str) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,12 +61,39 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         yield temporary
+        for part in temporary.rglob("*"):
+            _sync(part)
         temporary.chmod(0o777 & ~_umask())
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# A disk, quota or file-size limit that is reached: what users can do something about.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _unwritable(path: Path, error: OSError) -> Exception:
+    """InputError naming `path` where there is no room for it; other errors as they are."""
+    if error.errno not in _FULL:
+        return error
+    return InputError(
+        f"{path}: cannot be written: {os.strerror(error.errno)}; make room and run again"
+    )
 
 
 def _umask() -> int:

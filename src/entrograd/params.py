@@ -257,6 +257,22 @@ class MethodParams(Section):
         return dict(self.model_extra or {})
 
 
+class Checkpoint(Section):
+    """Unfinished training, kept in .entrograd/resume until the stage succeeds.
+
+    One is written after every `every_steps`-th update, put off while writing them would take more
+    than `max_share` of the time; the last `keep_last` are kept. `keep_best` names a column of the
+    learning curve ("-loss": the lowest): the checkpoint at which it was best is kept as well, none
+    is put off, and its weights are saved in the folder `best` of the trained model. What only
+    says how work is kept is no reason to start anew.
+    """
+
+    every_steps: Positive = 1
+    max_share: Annotated[float, Field(gt=0, le=1, exclude=True)] = 0.05
+    keep_last: Annotated[int, Field(gt=0, exclude=True)] = 2
+    keep_best: str | None = None
+
+
 class TrainOfflineParams(Section):
     """Stage train_offline: epochs over the stored, annotated rollouts."""
 
@@ -265,6 +281,7 @@ class TrainOfflineParams(Section):
     optimizer: Optimizer = Optimizer()
     token_budget: Positive = 16384
     seed: int = 0
+    checkpoint: Checkpoint = Checkpoint()
     dtype: DType = "auto"
     device: Device = "auto"
 
@@ -280,6 +297,7 @@ class TrainOnlineParams(Section):
     optimizer: Optimizer = Optimizer()
     token_budget: Positive = 16384
     seed: int = 0
+    checkpoint: Checkpoint = Checkpoint()
     dtype: DType = "auto"
     device: Device = "auto"
 

@@ -20,13 +20,17 @@ LINE_EVERY_SECONDS = 15.0
 class Progress:
     """Counts `unit`s of work towards `total`."""
 
-    def __init__(self, total: int, unit: str, what: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, unit: str, what: str, stream: TextIO | None = None, done: int = 0
+    ) -> None:
         self.total, self.unit, self.what = total, unit, what
-        self.done = 0
+        self.done = self._before = done
         stream = stream or sys.stderr
         self._start = self._last = time.monotonic()
         self._bar = (
-            tqdm(total=total, unit=unit, desc=what, file=stream) if stream.isatty() else None
+            tqdm(total=total, initial=done, unit=unit, desc=what, file=stream)
+            if stream.isatty()
+            else None
         )
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -43,7 +47,7 @@ class Progress:
             log.info("%s", self._line(now - self._start, note))
 
     def _line(self, seconds: float, note: str) -> str:
-        rate = self.done / seconds if seconds > 0 else 0.0
+        rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left:.0f} s left"
         return f"{line}, {note}" if note else line
@@ -55,9 +59,9 @@ class Progress:
 
 
 @contextmanager
-def progress(total: int, unit: str, what: str) -> Iterator[Progress]:
-    """A Progress that is closed at the end, whatever happens."""
-    bar = Progress(total, unit, what)
+def progress(total: int, unit: str, what: str, done: int = 0) -> Iterator[Progress]:
+    """A Progress that is closed at the end, whatever happens; `done` units were done before."""
+    bar = Progress(total, unit, what, done=done)
     try:
         yield bar
     finally:

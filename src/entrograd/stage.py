@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from entrograd import io, params
+from entrograd import io, origin, params
 from entrograd.errors import InputError
 
 log = logging.getLogger("entrograd")
@@ -110,14 +110,9 @@ def run_stage(
             key: list(value) if isinstance(value, dict) else value is not None
             for key, value in given.items()
         }
-        key = io.text_hash(
-            name,
-            json.dumps([chosen, roles], sort_keys=True, default=str),
-            *hashes.values(),
-            io.code_hash(),
+        resume = _resume_folder(
+            Path(arguments.work), arguments.resume, origin.origin(name, chosen, hashes, roles)
         )
-        resume = Path(arguments.work) / f"{name}-{key[:16]}"
-        resume.mkdir(parents=True, exist_ok=True)
         paths = SimpleNamespace(**given, **written)
         result = work(Run(all_params, paths, resume, SimpleNamespace()))
         for path in written.values():
@@ -131,6 +126,24 @@ def run_stage(
         _write_timing(Path(arguments.timings), name, seconds)
     print(f"{name}: {result} ({seconds:.1f} s)")
     return 0
+
+
+def _resume_folder(work: Path, asked: str | None, now: dict[str, Any]) -> Path:
+    """Where unfinished work of this very run is, or will be; InputError where the work asked for
+    belongs to another."""
+    if asked is None:
+        origin.note_other_work(work, now)
+        folder = work / f"{now['stage']}-{origin.key(now)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        io.write_json(folder / origin.FILE, now)
+        return folder
+    before = io.read_json(Path(asked) / origin.FILE)
+    if changed := origin.differences(before, now):
+        raise InputError(
+            f"--resume {asked}: cannot be continued, changed since: {'; '.join(changed)}; undo the "
+            "change, or leave --resume out to start anew"
+        )
+    return Path(asked)
 
 
 def _input(
@@ -210,6 +223,12 @@ def _parser(
     parser.add_argument("--params", default="params.yaml", help="parameters (params.yaml)")
     parser.add_argument(
         "--work", default=".entrograd/resume", help="unfinished work (.entrograd/resume)"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        help="unfinished work to continue; refused where parameters, inputs or code differ "
+        "(default: that of the same run, if any)",
     )
     parser.add_argument(
         "--timings", default=str(TIMINGS), help="seconds a stage are added here ('' for nowhere)"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrograd.errors import InputError
+from entrograd.errors import InputError, NonFiniteError
 from entrograd.numerics import masked
 
 
@@ -103,7 +103,7 @@ def check_finite(batch: Batch, logprobs: Tensor | None = None) -> None:
         logprobs: [B, T] nats, of the current policy.
 
     Raises:
-        InputError: names the prompt, the row, the column and the token of the first bad value.
+        NonFiniteError: names the prompt, the row, the column and the token of the first bad value.
     """
     columns = {name: getattr(batch, name) for name in TOKEN_COLUMNS + COMPLETION_COLUMNS}
     for name, values in {**columns, "logprobs": logprobs}.items():
@@ -117,7 +117,7 @@ def check_finite(batch: Batch, logprobs: Tensor | None = None) -> None:
             where = f" {'head' if name == 'reward_heads' else 'token'} {place[0]}" if place else ""
             prompt = batch.names[row] if batch.names else f"of group {int(batch.groups[row])}"
             value = float(values[row, *place].detach())
-            raise InputError(
+            raise NonFiniteError(
                 f"prompt {prompt}: row {row}:{where} {name} is {value}; "
                 "a step takes finite numbers only: drop the completion or annotate it again"
             )

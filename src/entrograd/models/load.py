@@ -59,9 +59,15 @@ def load_tokenizer(path: Path | str) -> Any:
 def save(model: Any, tokenizer: Any, path: Path | str) -> None:
     """Write weights (safetensors) and tokenizer to folder `path`, whole or not at all."""
     with io.atomic_folder(path) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        for file in folder.iterdir():
+        write(model, tokenizer, folder)
+
+
+def write(model: Any, tokenizer: Any, folder: Path) -> None:
+    """The files of `save`, into a folder that the caller makes appear at once."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        if file.is_file():
             file.chmod(0o644)
 
 

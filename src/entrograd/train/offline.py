@@ -16,7 +16,8 @@ from entrograd.models.load import load_tokenizer
 from entrograd.params import MethodParams, Sampling, TrainOfflineParams
 from entrograd.progress import progress
 from entrograd.train.batch import examples
-from entrograd.train.setup import Policy, check_columns
+from entrograd.train.checkpoint import Checkpoints
+from entrograd.train.setup import Policy, bad_batch_kept, check_columns
 from entrograd.train.step import StepSettings, train_step
 
 log = logging.getLogger("entrograd")
@@ -31,32 +32,46 @@ def train_offline(
     annotated: Path,
     out: Path,
     curve: Path,
+    resume: Path,
 ) -> str:
     """Train the model in `model` on the annotated table; write weights and learning curve.
 
     The ratio's denominator is the stored `old_logprobs`; temperature and length limit are those
-    the table's provenance says it was sampled with. Returns the one-line result.
+    the table's provenance says it was sampled with. Unfinished work in `resume` is continued.
+    Returns the one-line result.
     """
     recipe = choose(method)
     groups = read_groups(annotated, recipe)
-    steps = params.epochs * -(-len(groups) // params.groups_per_step)
-    policy = Policy(model, params.dtype, params.device, params.optimizer, steps)
+    plan = schedule(len(groups), params)
+    policy = Policy(model, params.dtype, params.device, params.optimizer, len(plan))
     settings = step_settings(annotated, groups, params.token_budget)
-    order = np.random.Generator(np.random.Philox(key=params.seed))
-    curve_rows: list[dict[str, float]] = []
-    with progress(steps, "steps", "train_offline") as bar:
-        for epoch in range(params.epochs):
-            permutation = order.permutation(len(groups))
-            for start in range(0, len(groups), params.groups_per_step):
-                chosen = permutation[start : start + params.groups_per_step]
-                rows = [row for index in chosen for row in groups[index]]
+    checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer)
+    state = checkpoints.restore()
+    with progress(len(plan), "steps", "train_offline", policy.optimizer.done) as bar:
+        for epoch, chosen in plan[policy.optimizer.done :]:
+            rows = [row for index in chosen for row in groups[index]]
+            with bad_batch_kept(rows, resume):
                 batch = examples(rows, policy.model.device)
                 measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)
-                curve_rows.append({"step": len(curve_rows) + 1, "epoch": epoch + 1, **measured})
-                bar.advance(1, f"loss {measured['loss']:.4f}, norm {measured['grad_norm']:.3f}")
-    policy.save(load_tokenizer(model), out)
-    io.write_csv(curve, curve_rows)
-    return f"{steps} steps of {recipe.name} over {len(groups)} groups, {params.epochs} epochs"
+            state.curve.append({"step": policy.optimizer.done, "epoch": epoch, **measured})
+            checkpoints.save_if_due(state)
+            bar.advance(1, f"loss {measured['loss']:.4f}, norm {measured['grad_norm']:.3f}")
+    policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
+    io.write_csv(curve, state.curve)
+    return f"{len(plan)} steps of {recipe.name} over {len(groups)} groups, {params.epochs} epochs"
+
+
+def schedule(groups: int, params: TrainOfflineParams) -> list[tuple[int, list[int]]]:
+    """Epoch (from 1) and indexes of the groups of every step: a permutation an epoch."""
+    order = np.random.Generator(np.random.Philox(key=params.seed))
+    plan = []
+    for epoch in range(params.epochs):
+        permutation = order.permutation(groups).tolist()
+        plan += [
+            (epoch + 1, permutation[start : start + params.groups_per_step])
+            for start in range(0, groups, params.groups_per_step)
+        ]
+    return plan
 
 
 def read_groups(annotated: Path, recipe: Recipe) -> list[Group]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from entrograd.models.forward import score
 from entrograd.models.load import load_tokenizer
 from entrograd.params import Params
 from entrograd.progress import progress
+from entrograd.rollout.engine import Engine
 from entrograd.rollout.engines import open_engine
 from entrograd.rollout.rollout import group_requests, rollout_rows, training_prompts
 from entrograd.train.batch import examples
-from entrograd.train.setup import Policy, check_columns
+from entrograd.train.checkpoint import Checkpoints
+from entrograd.train.rounds import PromptOrder, Round, Rounds, round_seed
+from entrograd.train.setup import Policy, bad_batch_kept, check_columns
 from entrograd.train.step import StepSettings, train_step
 from entrograd.verify.grade import Grader
 
@@ -28,16 +31,24 @@ def train_online(
     params: Params, model: Path, prompts: Path, out: Path, rounds: Path, curve: Path, resume: Path
 ) -> str:
     """Train the model in `model` on completions it draws itself; write weights, every round's
-    annotated rollouts (a shard a round) and the learning curve. Returns the one-line result."""
+    annotated rollouts (a shard a round) and the learning curve. Unfinished work in `resume` is
+    continued. Returns the one-line result."""
     online, recipe = params.train_online, choose(params.method)
     tokenizer = load_tokenizer(model)
     rows = training_prompts(prompts, None)
     answers = {row["prompt_id"]: row["answers"] for row in rows}
-    updates = online.steps * online.updates_per_round
+    per_round = online.updates_per_round
+    updates = online.steps * per_round
     policy = Policy(model, online.dtype, online.device, online.optimizer, updates)
+    order = PromptOrder(len(rows), online.prompts_per_step, online.seed)
+    checkpoints = Checkpoints(resume, online.checkpoint, policy.optimizer, per_round)
+    state = checkpoints.restore()
+    if state.data:
+        order.restore(state.data["order"])
     sampling = params.rollout.sampling
     temperature = sampling.temperature or 1.0
     settings = StepSettings(temperature, sampling.max_new_tokens, online.token_budget)
+    kept = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
 
     def scores(chunk: Sequence[Mapping[str, Any]]) -> list[tuple[list[float], list[float]]]:
         return score(
@@ -48,64 +59,51 @@ def train_online(
             params.annotate.token_budget,
         )
 
-    curve_rows: list[dict[str, float]] = []
-    draws = prompt_order(len(rows), online.prompts_per_step, online.seed)
+    def draw(number: int, engine: Engine, grader: Grader) -> Round:
+        seed = round_seed(online.seed, number)
+        chosen = [rows[index] for index in next(order)]
+        requests = group_requests(chosen, tokenizer, params.rollout.group_size)
+        completions = engine.generate(requests, sampling, seed)
+        sampled = rollout_rows(requests, completions, seed, engine)
+        annotated, groups = annotate_rows(sampled, answers, scores, grader, params.annotate)
+        check_columns(recipe, annotated, f"step {number + 1}")
+        measured = {
+            "reward_mean": float(np.mean([row["reward"] for row in annotated])),
+            "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in groups])),
+        }
+        return Round(annotated, measured, order.position())
+
     with (
-        progress(online.steps, "steps", "train_online") as bar,
+        progress(online.steps, "steps", "train_online", policy.optimizer.done // per_round) as bar,
         Grader(params.annotate.grader) as grader,
         closing(open_engine(params.rollout, model, policy.model)) as engine,
     ):
-        for step in range(online.steps):
-            seed = round_seed(online.seed, step)
-            chosen = [rows[index] for index in next(draws)]
-            requests = group_requests(chosen, tokenizer, params.rollout.group_size)
-            completions = engine.generate(requests, sampling, seed)
-            sampled = rollout_rows(requests, completions, seed, engine)
-            annotated, groups = annotate_rows(sampled, answers, scores, grader, params.annotate)
-            check_columns(recipe, annotated, f"step {step + 1}")
-            io.write_table(
-                resume / io.shard_name(step),
-                annotated,
-                "annotated",
-                sampling=sampling.model_dump(),
-                engine=params.rollout.engine,
-            )
-            batch = examples(annotated, policy.model.device)
-            for _ in range(online.updates_per_round):
-                measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)
+        if policy.optimizer.done:  # it may have started with the weights in `model`
             engine.update_weights(policy.model)
-            reward = float(np.mean([row["reward"] for row in annotated]))
-            entropy = float(np.mean([group["semantic_entropy_rao"] for group in groups]))
-            curve_rows.append(
-                {"step": step + 1, "reward_mean": reward, "semantic_entropy": entropy, **measured}
-            )
-            bar.advance(1, f"reward {reward:.3f}, loss {measured['loss']:.4f}")
-    policy.save(tokenizer, out)
-    io.assemble(resume, rounds, [io.shard_name(step) for step in range(online.steps)])
-    io.write_csv(curve, curve_rows)
-    first, last = (np.mean([r["reward_mean"] for r in part]) for part in _ends(curve_rows))
+        drawn: Round | None = None
+        for update in range(policy.optimizer.done, updates):
+            number, part = divmod(update, per_round)
+            if drawn is None or part == 0:
+                drawn = kept.read(number, engine.policy_version if part == 0 else None)
+                if drawn:
+                    order.restore(drawn.order)
+                else:
+                    drawn = kept.write(number, draw(number, engine, grader))
+            with bad_batch_kept(drawn.rows, resume):
+                batch = examples(drawn.rows, policy.model.device)
+                measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)
+            if part + 1 == per_round:
+                engine.update_weights(policy.model)
+                state.curve.append({"step": number + 1, **drawn.measured, **measured})
+                reward = drawn.measured["reward_mean"]
+                bar.advance(1, f"reward {reward:.3f}, loss {measured['loss']:.4f}")
+            state.data = {"order": order.position(), "policy_version": engine.policy_version}
+            checkpoints.save_if_due(state)
+    policy.save(tokenizer, out, checkpoints.best_weights(state.curve))
+    kept.assemble(online.steps, rounds)
+    io.write_csv(curve, state.curve)
+    first, last = (np.mean([r["reward_mean"] for r in part]) for part in _ends(state.curve))
     return f"{online.steps} steps of {recipe.name}, mean reward {first:.3f} -> {last:.3f}"
-
-
-def prompt_order(prompts: int, per_step: int, seed: int) -> Iterator[list[int]]:
-    """Indexes of each step's prompts: permutation after permutation, each prompt once in each,
-    never the same prompt twice in a step."""
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    waiting: list[int] = []
-    while True:
-        chosen: list[int] = []
-        while len(chosen) < min(per_step, prompts):
-            if not waiting:
-                waiting = generator.permutation(prompts).tolist()
-            following = next(i for i in waiting if i not in chosen)
-            waiting.remove(following)
-            chosen.append(following)
-        yield chosen
-
-
-def round_seed(seed: int, step: int) -> int:
-    """A seed a round, below 2**63, a function of the run's seed and the round alone."""
-    return int(io.text_hash("round", str(seed), str(step))[:15], 16)
 
 
 def _ends(rows: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:

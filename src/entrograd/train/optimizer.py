@@ -81,3 +81,27 @@ class Optimizer:
             for name, weight in self.weights.items():
                 if self.masters[name] is not weight:
                     weight.copy_(self.masters[name])
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """What an update depends on: float32 masters and AdamW's moments by name, and the rest as
+        JSON. Masters without a gradient so far have no moments."""
+        tensors: dict[str, dict[str, Tensor]] = {"weights": dict(self.masters)}
+        for name, master in self.masters.items():
+            for kind, value in self.adamw.state.get(master, {}).items():
+                tensors.setdefault(kind, {})[name] = value
+        return tensors, {"done": self.done}
+
+    def load_state(self, tensors: dict[str, dict[str, Tensor]], scalars: dict[str, Any]) -> None:
+        """Put `state()` back, into the weights too."""
+        self.done = scalars["done"]
+        self.adamw.state.clear()
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(tensors["weights"][name])
+                self.weights[name].copy_(master)
+        for kind, values in tensors.items():
+            if kind == "weights":
+                continue
+            for name, value in values.items():
+                place = value if kind == "step" else value.to(self.masters[name].device)
+                self.adamw.state[self.masters[name]][kind] = place

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from entrograd.errors import InputError
+from entrograd import io
+from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.base import Recipe
-from entrograd.models.load import load_model, resolve_device, resolve_dtype, save
+from entrograd.models.load import load_model, resolve_device, resolve_dtype, write
 from entrograd.params import Optimizer as OptimizerParams
 from entrograd.train.optimizer import Optimizer
 
@@ -30,14 +32,36 @@ class Policy:
             self.model.to(compute)
         self.optimizer = Optimizer(self.model, masters, params, steps)
 
-    def save(self, tokenizer: Any, path: Path) -> None:
-        """Write the float32 master weights; the policy is of no further use."""
+    def save(self, tokenizer: Any, path: Path, best: Mapping[str, torch.Tensor] | None) -> None:
+        """Write the float32 master weights, and those of `best` (float32, by name) to the folder
+        `best` in it; the policy is of no further use."""
         self.model.to(torch.float32)
+        with io.atomic_folder(path) as folder:
+            if best is not None:
+                self._write(best, tokenizer, folder / "best")
+            self._write(self.optimizer.masters, tokenizer, folder)
+
+    def _write(self, weights: Mapping[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
         with torch.no_grad():
             for name, weight in self.model.named_parameters():
-                if name in self.optimizer.masters:
-                    weight.copy_(self.optimizer.masters[name])
-        save(self.model, tokenizer, path)
+                if name in weights:
+                    weight.copy_(weights[name])
+        write(self.model, tokenizer, folder)
+
+
+@contextmanager
+def bad_batch_kept(rows: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[None]:
+    """Where a step meets a value that is no finite number: store its `rows` in `folder` and name
+    the file in the error."""
+    try:
+        yield
+    except NonFiniteError as error:
+        path = folder / "nonfinite.parquet"
+        io.write_table(path, [dict(row) for row in rows], "annotated", error=str(error))
+        raise NonFiniteError(
+            f"{error}. The update was not made; its batch is in {path}. Lower optimizer.lr, "
+            "compute in float32 (dtype), or leave those prompts out"
+        ) from None
 
 
 def check_columns(recipe: Recipe, rows: Iterable[Mapping[str, Any]], where: str) -> None:

@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 
-from entrograd.methods.base import Recipe, denominators
+from entrograd.errors import NonFiniteError
+from entrograd.methods.base import Batch, Recipe, denominators
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.models.forward import completion_logprobs
 from entrograd.train.batch import Examples, micro_batches
 from entrograd.train.optimizer import Optimizer
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient is not a number: the weights are as they were before the step."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +46,24 @@ def train_step(
             settings.temperature,
         )
         current = part.old_logprobs.to(flat.dtype).masked_scatter(mask, flat)
+        if not torch.isfinite(flat).all():
+            bad = (~torch.isfinite(current)).any(-1).nonzero()[:, 0]
+            raise NonFiniteError(f"logprobs that are no numbers on {_prompts(part.select(bad))}")
         loss = recipe.aggregate(recipe.policy_loss(current, advantages[rows], part), mask, counts)
         if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"loss {float(loss)} on prompts {', '.join(sorted(set(part.names)))}"
-            )
+            raise NonFiniteError(f"loss {float(loss)} on {_prompts(part)}")
         loss.backward()
         optimizer.collect()
         loss_sum += float(loss.detach())
         logprobs[rows] = current.detach().to(logprobs.dtype)
     norm = optimizer.gradient_norm()
     if not norm < float("inf"):
-        raise NonFiniteError(
-            f"gradient norm {norm} on prompts {', '.join(sorted(set(batch.names)))}"
-        )
+        raise NonFiniteError(f"gradient norm {norm} on {_prompts(batch)}")
     rate = optimizer.learning_rate()
     optimizer.step(norm)
     measured = diagnostics(recipe, batch, logprobs, advantages)
     return {"loss": loss_sum, "grad_norm": norm, "lr": rate, **measured}
+
+
+def _prompts(batch: Batch) -> str:
+    return f"prompts {', '.join(dict.fromkeys(batch.names))}"

@@ -1,0 +1,117 @@
+"""The data of online training: which prompts a round draws, and the rounds drawn, kept on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrograd import io
+from entrograd.errors import InputError
+
+log = logging.getLogger("entrograd")
+
+
+class PromptOrder(Iterator[list[int]]):
+    """Indexes of each round's prompts: permutation after permutation, each prompt once in each,
+    never the same prompt twice in a round."""
+
+    def __init__(self, prompts: int, per_round: int, seed: int) -> None:
+        self.prompts, self.per_round, self.seed = prompts, min(per_round, prompts), seed
+        self.restore({"permutations": 0, "waiting": []})
+
+    def __next__(self) -> list[int]:
+        chosen: list[int] = []
+        while len(chosen) < self.per_round:
+            if not self._waiting:
+                self._permute()
+            following = next(i for i in self._waiting if i not in chosen)
+            self._waiting.remove(following)
+            chosen.append(following)
+        return chosen
+
+    def position(self) -> dict[str, Any]:
+        """Where it stands, as JSON."""
+        return {"permutations": self._permutations, "waiting": list(self._waiting)}
+
+    def restore(self, position: dict[str, Any]) -> None:
+        """Go to a position: what follows is what followed then."""
+        self._generator = np.random.Generator(np.random.Philox(key=self.seed))
+        self._permutations = 0
+        while self._permutations < position["permutations"]:
+            self._permute()
+        self._waiting: list[int] = list(position["waiting"])
+
+    def _permute(self) -> None:
+        self._waiting = self._generator.permutation(self.prompts).tolist()
+        self._permutations += 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round before its updates: annotated rows, what was measured on them for the curve, and
+    the prompt order's position after the draw."""
+
+    rows: list[dict[str, Any]]
+    measured: dict[str, float]
+    order: dict[str, Any]
+
+
+class Rounds:
+    """The rounds drawn so far, one shard of `annotated` each, in a folder that outlives the
+    process: after a crash a round is read, not drawn again."""
+
+    def __init__(self, folder: Path, provenance: dict[str, Any]) -> None:
+        self.folder, self.provenance = folder, provenance
+
+    def read(self, number: int, policy_version: str | None) -> Round | None:
+        """The stored round, None where it must be drawn: it is not there, not whole, or sampled
+        by another policy than `policy_version`.
+
+        With `policy_version` None the round is one that updates were made on already; where that
+        is lost, InputError: it cannot be drawn again.
+        """
+        shard, found = self.folder / io.shard_name(number), None
+        if self._state(number).exists():
+            try:
+                rows = io.read_table(shard, "annotated").to_pylist()
+                found = Round(rows, **io.read_json(self._state(number)))
+            except InputError as error:
+                log.warning("%s", error)
+        if policy_version is None:
+            if found is None:
+                raise InputError(
+                    f"{shard}: lost, and updates were made on it; remove {self.folder} to start "
+                    "anew"
+                )
+            return found
+        if found and all(row["policy_version"] == policy_version for row in found.rows):
+            return found
+        return None
+
+    def write(self, number: int, drawn: Round) -> Round:
+        """Store a round and return it as it will be read: a resumed run trains on the same."""
+        self._state(number).unlink(missing_ok=True)
+        io.write_table(
+            self.folder / io.shard_name(number), drawn.rows, "annotated", **self.provenance
+        )
+        io.write_json(self._state(number), {"measured": drawn.measured, "order": drawn.order})
+        stored = self.read(number, None)
+        assert stored
+        return stored
+
+    def assemble(self, count: int, out: Path) -> None:
+        """Make folder `out` of the first `count` rounds."""
+        io.assemble(self.folder, out, [io.shard_name(number) for number in range(count)])
+
+    def _state(self, number: int) -> Path:
+        return self.folder / io.shard_name(number).replace(".parquet", ".json")
+
+
+def round_seed(seed: int, number: int) -> int:
+    """A seed a round, below 2**63, a function of the run's seed and the round alone."""
+    return int(io.text_hash("round", str(seed), str(number))[:15], 16)
