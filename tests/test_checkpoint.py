@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from test_train import annotated_rows, pipeline_params, policy
+from test_train import annotated_rows, pipeline_params
 
 from entrograd import io
-from entrograd.errors import InputError, NonFiniteError
-from entrograd.params import Checkpoint, Params
+from entrograd.params import Params
 from entrograd.train import offline as offline_module
 from entrograd.train import online as online_module
-from entrograd.train.checkpoint import CheckpointError, Checkpoints, DamagedError, State
-from entrograd.train.checkpoint import random_state, set_random_state
-from entrograd.train.rounds import PromptOrder
 
 ALWAYS = {"max_share": 1.0}
 
@@ -103,7 +96,8 @@ MODULES = {"offline": offline_module, "online": online_module}
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, kind: str, update: int) -> list[int]:
     """Kill the run before its `update`-th update from now; counts the updates it makes."""
-    real, made = MODULES[kind].train_step, []
+    real = MODULES[kind].train_step
+    made: list[int] = []
 
     def counted(*args: Any) -> dict[str, float]:
         if len(made) == update:
@@ -123,9 +117,10 @@ def test_stopped_at_every_update_it_gives_the_same_bits(
     whole = RUNS[kind](params(), tiny_model, tmp_path / "whole")
     (tmp_path / "stopped").mkdir()
     for _ in range(7):  # one update more each time
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             stop_at(patch, kind, 1)
-            RUNS[kind](params(), tiny_model, tmp_path / "stopped")
+            with pytest.raises(Killed):
+                RUNS[kind](params(), tiny_model, tmp_path / "stopped")
         assert not (tmp_path / "stopped/out").exists()
     with monkeypatch.context() as patch:
         made = stop_at(patch, kind, 2)
