@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import math
-from itertools import permutations
 from typing import Any
 
 import pytest
 import torch
 
-from entrograd.annotate.clusters import answer_clusters
 from entrograd.annotate.semantic_entropy import cluster_masses, discrete, paper, rao
 from entrograd.annotate.token_entropy import token_values
 from entrograd.errors import InputError
 from entrograd.numerics.semantic_entropy import semantic_entropy
-
-
-class TestClusters:
-    def test_equal_canonical_answers_share_a_cluster(self) -> None:
-        assert answer_clusters(["1/2", "7", "0.5", r"\frac{1}{2}", "7.0"]) == [0, 1, 0, 0, 1]
-
-    def test_completions_without_an_answer_are_alone(self) -> None:
-        assert answer_clusters([None, "7", None, "7"]) == [0, 1, 2, 1]
-
-    def test_membership_does_not_depend_on_order(self) -> None:
-        answers = ["1/2", "7", "0.5", None, "seven"]
-        for order in permutations(range(5)):
-            ids = answer_clusters([answers[i] for i in order])
-            members = {frozenset(o for o, c in zip(order, ids, strict=True) if c == k) for k in ids}
-            assert members == {frozenset(s) for s in ({0, 2}, {1}, {3}, {4})}
 
 
 class TestSemanticEntropy:

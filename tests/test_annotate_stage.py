@@ -17,6 +17,7 @@ import pytest
 
 from entrograd import io, params
 from entrograd.annotate.annotate import annotate, annotate_rows
+from entrograd.annotate.clusters import by_answer
 from entrograd.annotate.summary import check_alarms
 from entrograd.errors import InputError
 from entrograd.models.load import load_model
@@ -54,9 +55,9 @@ def fake_score(rows: list[dict[str, Any]]) -> list[tuple[list[float], list[float
     ]
 
 
-def prompts_table(path: Path, answers: dict[str, list[str]]) -> Path:
-    rows = [
-        {
+def known(answers: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    return {
+        prompt: {
             "prompt_id": prompt,
             "source": "test",
             "split": "train",
@@ -65,8 +66,11 @@ def prompts_table(path: Path, answers: dict[str, list[str]]) -> Path:
             "prompt_text": prompt,
         }
         for prompt, accepted in answers.items()
-    ]
-    io.write_table(path, rows, "prompts")
+    }
+
+
+def prompts_table(path: Path, answers: dict[str, list[str]]) -> Path:
+    io.write_table(path, list(known(answers).values()), "prompts")
     return path
 
 
@@ -83,8 +87,9 @@ class TestRows:
     def result(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         with Grader(SETTINGS.grader) as grader:
             return annotate_rows(
-                self.ROWS, {"p": ["12"], "q": ["7", "8"]}, fake_score, grader, SETTINGS
-            )
+                self.ROWS, known({"p": ["12"], "q": ["7", "8"]}), fake_score, grader, by_answer,
+                SETTINGS,
+            )  # fmt: skip
 
     def test_columns(self, result: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
         rows, _ = result
@@ -128,7 +133,7 @@ class TestRows:
     )
     def test_bad_rows(self, rows: Sequence[dict[str, Any]], message: str) -> None:
         with Grader(SETTINGS.grader) as grader, pytest.raises(InputError, match=message):
-            annotate_rows(rows, {"p": ["1"]}, fake_score, grader, SETTINGS)
+            annotate_rows(rows, known({"p": ["1"]}), fake_score, grader, by_answer, SETTINGS)
 
 
 # --- the stage -------------------------------------------------------------------------------

@@ -227,11 +227,64 @@ class Alarms(Section):
     timeout_stop: Share | None = 0.2
 
 
+class AnswerClusters(Section):
+    """Completions with equal final answers: of one canonical form (`exact`), or also where
+    math-verify finds them equal both ways (`mathematical`)."""
+
+    kind: Literal["answer"] = "answer"
+    match: Literal["exact", "mathematical"] = "exact"
+
+
+class EmbeddingClusters(Section):
+    """Completions whose `text` a sentence-embedding model places close: every two of a cluster
+    have a cosine of at least `threshold`. `model` is a reference as in base_model."""
+
+    kind: Literal["embedding"]
+    model: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.85
+    text: Literal["completion", "answer"] = "completion"
+
+
+class EntailmentClusters(Section):
+    """Completions whose `text`, behind the problem, each entails the other's by a model of natural
+    language inference (sequence classification). `model` is a reference as in base_model."""
+
+    kind: Literal["entailment"]
+    model: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    text: Literal["completion", "answer"] = "completion"
+
+
+ClusterParams = AnswerClusters | EmbeddingClusters | EntailmentClusters
+
+
+class ChangeSegments(Section):
+    """A segment starts where the token entropy jumps by more than `delta` nats or crosses
+    `baseline`, and has at least `min_length` tokens (methods.asr, source entropy)."""
+
+    kind: Literal["change"]
+    delta: Annotated[float, Field(ge=0)] = 0.1
+    baseline: float = 0.0
+    min_length: Positive = 3
+
+
+class CutoffSegments(Section):
+    """A segment closes after each token whose entropy is above `cutoff` nats."""
+
+    kind: Literal["entropy_cutoff"]
+    cutoff: Annotated[float, Field(ge=0)] = 1.75
+
+
+SegmentParams = ChangeSegments | CutoffSegments
+
+
 class AnnotateParams(Section):
-    """Stage annotate (and each online round): reward, token entropies, clusters."""
+    """Stage annotate (and each online round): reward, token entropies, clusters, segments."""
 
     grader: Grader = Grader()
-    clusters: Literal["answer"] = "answer"
+    clusters: Annotated[ClusterParams, Field(discriminator="kind")] = AnswerClusters()
+    segments: Annotated[SegmentParams, Field(discriminator="kind")] | None = None
     token_budget: Positive = 32768
     alarms: Alarms = Alarms()
     dtype: DType = "auto"
@@ -420,8 +473,9 @@ def referenced_files(value: Any) -> list[str]:
         return [value.path]
     if isinstance(value, Overlap):
         return list(value.benchmarks)
-    if isinstance(value, BaseModelParams) and value.reference.startswith("path:"):
-        return [value.reference.removeprefix("path:")]
+    if isinstance(value, BaseModelParams | EmbeddingClusters | EntailmentClusters):
+        reference = value.reference if isinstance(value, BaseModelParams) else value.model
+        return [reference.removeprefix("path:")] if reference.startswith("path:") else []
     if isinstance(value, BaseModel):
         return [
             file

@@ -54,6 +54,11 @@ ROLLOUTS = pa.schema(
     ]
 )
 
+# What stage annotate needs of a table made elsewhere; it fills in what is absent or null.
+COMPLETIONS = pa.schema(
+    [field.with_nullable(field.name not in ("prompt_id", "completion_text")) for field in ROLLOUTS]
+)
+
 # extraction_rule found the answer (verify/extract.py).
 # reward_status: ok | no_answer | timeout | truncated | error. Logprobs and entropies (nats) have
 # one value a completion token; cluster_id is numbered within its group.
@@ -83,6 +88,7 @@ GROUPS = pa.schema(
         pa.field("semantic_entropy_discrete", _FLOAT, nullable=False),
         pa.field("semantic_entropy_paper", _FLOAT, nullable=False),
         pa.field("mean_token_entropy", _FLOAT, nullable=False),
+        pa.field("kernel_language_entropy", _FLOAT),
     ]
 )
 
@@ -108,6 +114,7 @@ TABLES = {
     "prompts": PROMPTS,
     "rejects": REJECTS,
     "rollouts": ROLLOUTS,
+    "completions": COMPLETIONS,
     "annotated": ANNOTATED,
     "groups": GROUPS,
     "samples": SAMPLES,

@@ -6,17 +6,19 @@ when the stage is run again after an interruption.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from entrograd import io
 from entrograd.annotate import semantic_entropy
-from entrograd.annotate.clusters import answer_clusters
+from entrograd.annotate.clusters import Clusterer, Clustering, Group, clusterer
+from entrograd.annotate.completions import Prompts, complete, lacks_tokens, plan, read_pieces
 from entrograd.annotate.summary import check_alarms, summarise
 from entrograd.annotate.token_entropy import Score, TokenValues, name, token_values
 from entrograd.errors import InputError
@@ -31,18 +33,20 @@ Rows = list[dict[str, Any]]
 
 def annotate_rows(
     rows: Sequence[Mapping[str, Any]],
-    answers: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, Mapping[str, Any]],
     score: Score,
     grader: Grader,
-    params: AnnotateParams,  # noqa: ARG001 - `clusters` has one value so far, checked on reading
+    cluster: Clusterer,
+    params: AnnotateParams,
 ) -> tuple[Rows, Rows]:
     """Annotate whole groups of rollouts.
 
     Args:
         rows: of schema `rollouts`; rows of one prompt_id are a group.
-        answers: prompt_id -> accepted answers.
+        prompts: prompt_id -> its row of schema `prompts`.
         score: rows -> (logprobs, entropies) of each, nats, one value a completion token.
         grader: an open Grader.
+        cluster: what `clusterer` returned for `params.clusters`.
         params: section annotate.
 
     Returns rows of schema `annotated`, in the order given, and one row of schema `groups` a
@@ -51,26 +55,41 @@ def annotate_rows(
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(row["prompt_id"], []).append(index)
-    _check_groups(rows, groups, answers)
+    known = {name: prompts[name] for name in groups if name in prompts}
+    _check_groups(rows, groups, known)
+    for members in groups.values():
+        members.sort(key=lambda index: rows[index]["sample_index"])
     grades = grader.grade(
         [
-            Item(tuple(answers[r["prompt_id"]]), r["completion_text"], r["finish_reason"])
+            Item(tuple(known[r["prompt_id"]]["answers"]), r["completion_text"], r["finish_reason"])
             for r in rows
         ]
     )
     values = token_values(rows, score)
-    clusters = [0] * len(rows)
-    for members in groups.values():
-        ordered = sorted(members, key=lambda index: rows[index]["sample_index"])
-        ids = answer_clusters([grades[index].answer for index in ordered])
-        for index, cluster in zip(ordered, ids, strict=True):
-            clusters[index] = cluster
+    clusterings = cluster(
+        [
+            Group(
+                known[name]["problem"],
+                [rows[index]["completion_text"] for index in members],
+                [grades[index].answer for index in members],
+            )
+            for name, members in groups.items()
+        ]
+    )
+    segments: Sequence[list[int] | None] = [None] * len(rows)
+    if params.segments is not None:
+        from entrograd.annotate.segments import segment_ids
+
+        segments = segment_ids([entropies for _, entropies in values], params.segments)
     annotated = [
-        _annotated_row(*columns) for columns in zip(rows, grades, values, clusters, strict=True)
+        _annotated_row(*cells) for cells in zip(rows, grades, values, segments, strict=True)
     ]
+    for members, clustering in zip(groups.values(), clusterings, strict=True):
+        for index, cluster_id in zip(members, clustering.ids, strict=True):
+            annotated[index]["cluster_id"] = cluster_id
     return annotated, [
-        _group_row(prompt, [annotated[index] for index in members])
-        for prompt, members in groups.items()
+        _group_row(name, [annotated[index] for index in members], clustering)
+        for (name, members), clustering in zip(groups.items(), clusterings, strict=True)
     ]
 
 
@@ -86,44 +105,51 @@ def annotate(
 ) -> str:
     """Annotate a table of rollouts (a folder of shards, or one file) with the model in `model`.
 
-    Writes shards to `out`, the groups table and the summary. Shards finished in `resume` by an
-    interrupted run are kept. Returns the one-line result. InputError where a prompt is unknown,
-    a row does not fit the model, or an alarm stops the stage.
+    Columns but prompt_id and completion_text may be absent: `complete` fills them in. Writes shards
+    to `out`, the groups table and the summary. Shards finished in `resume` by an interrupted run
+    are kept. Returns the one-line result. InputError where a prompt is unknown, a row does not fit
+    the model, or an alarm stops the stage.
     """
-    answers = {
-        row["prompt_id"]: row["answers"] for row in io.read_table(prompts, "prompts").to_pylist()
-    }
-    shards = io.shard_files(rollouts) if rollouts.is_dir() else [rollouts]
-    sizes = _check_shards(shards, answers, prompts)
-    origin = io.provenance(shards[0])
-    names = [io.shard_name(index) for index in range(len(shards))]
+    known = Prompts(prompts)
+    files = io.shard_files(rollouts) if rollouts.is_dir() else [rollouts]
+    pieces = plan(files, known)
+    origin = io.provenance(files[0])
+    names = [io.shard_name(index) for index in range(len(pieces))]
     done, done_groups = resume / "annotated", resume / "groups"
-    missing = [index for index, shard in enumerate(names) if not (done / shard).exists()]
-    if len(missing) < len(names):
-        log.info("%d of %d shards were finished before", len(names) - len(missing), len(names))
-    if missing:
+    missing = [not (done / shard).exists() for shard in names]
+    if not all(missing):
+        log.info("%d of %d shards were finished before", missing.count(False), len(names))
+    if any(missing):
+        from entrograd.models.load import load_tokenizer
+
         score, policy = _scorer(params, model, _temperature(origin, rollouts))
+        tokenizer = functools.cache(load_tokenizer)
         origin["annotate"] = {"grader": f"math-verify {version('math-verify')}", "model": policy}
+        total = sum(piece.rows for piece, wanted in zip(pieces, missing, strict=True) if wanted)
         with (
             Grader(params.grader) as grader,
-            progress(sum(sizes[i] for i in missing), "completions", "annotate") as bar,
+            progress(total, "completions", "annotate") as bar,
         ):
-            for index in missing:
-                rows = io.read_table(shards[index], "rollouts").to_pylist()
-                _note_other_policy(rows, policy, shards[index])
+            cluster = clusterer(params.clusters, grader, params.device)
+            found = zip(pieces, names, read_pieces(pieces, missing), strict=True)
+            for piece, shard, rows in found:
+                if rows is None:
+                    continue
                 try:
-                    annotated, group_rows = annotate_rows(rows, answers, score, grader, params)
+                    rows = complete(rows, known, tokenizer(model) if lacks_tokens(rows) else None)
+                    _note_other_policy(rows, policy, piece.file)
+                    annotated, group_rows = annotate_rows(
+                        rows, known, score, grader, cluster, params
+                    )
                 except InputError as error:
-                    raise InputError(f"{shards[index]}: {error}") from None
+                    raise InputError(f"{piece.file}: {error}") from None
                 # The groups first: a shard of annotated rows says that both are there.
-                io.write_table(done_groups / names[index], group_rows, "groups", **origin)
-                io.write_table(done / names[index], annotated, "annotated", **origin)
+                io.write_table(done_groups / shard, group_rows, "groups", **origin)
+                io.write_table(done / shard, annotated, "annotated", **origin)
                 bar.advance(len(rows))
     values = summarise([done / shard for shard in names], [done_groups / shard for shard in names])
     check_alarms(values, params.alarms)
-    table = [
-        row for shard in names for row in io.read_table(done_groups / shard, "groups").to_pylist()
-    ]
+    table = pa.concat_tables(io.read_table(done_groups / shard, "groups") for shard in names)
     io.assemble(done, out, names)
     io.write_table(groups, table, "groups", **io.provenance(done / names[0]))
     io.write_json(summary, values)
@@ -138,8 +164,9 @@ def annotate(
 
 
 def _annotated_row(
-    row: Mapping[str, Any], grade: Grade, values: TokenValues, cluster: int
+    row: Mapping[str, Any], grade: Grade, values: TokenValues, segments: list[int] | None
 ) -> dict[str, Any]:
+    """All columns of schema `annotated` but cluster_id."""
     old_logprobs, entropies = values
     return {
         **row,
@@ -150,14 +177,13 @@ def _annotated_row(
         "reward_heads": None,
         "old_logprobs": old_logprobs,
         "entropies": entropies,
-        "segment_ids": None,
-        "cluster_id": cluster,
+        "segment_ids": segments,
     }
 
 
-def _group_row(prompt_id: str, rows: Rows) -> dict[str, Any]:
-    """The statistics of one group; the mean token entropy is over all its tokens."""
-    rows = sorted(rows, key=lambda row: row["sample_index"])
+def _group_row(prompt_id: str, rows: Rows, clustering: Clustering) -> dict[str, Any]:
+    """The statistics of one group, its rows by sample_index; the mean token entropy is over all
+    its tokens."""
     ids = [row["cluster_id"] for row in rows]
     ell = [sum(row["old_logprobs"]) / len(row["old_logprobs"]) for row in rows]
     entropies = [value for row in rows for value in row["entropies"]]
@@ -170,16 +196,17 @@ def _group_row(prompt_id: str, rows: Rows) -> dict[str, Any]:
         "semantic_entropy_discrete": semantic_entropy.discrete(ids),
         "semantic_entropy_paper": semantic_entropy.paper(ids, ell),
         "mean_token_entropy": sum(entropies) / len(entropies),
+        "kernel_language_entropy": semantic_entropy.kernel_language(clustering.weights),
     }
 
 
 def _check_groups(
     rows: Sequence[Mapping[str, Any]],
     groups: Mapping[str, list[int]],
-    answers: Mapping[str, Sequence[str]],
+    prompts: Mapping[str, Mapping[str, Any]],
 ) -> None:
     for prompt, members in groups.items():
-        if not answers.get(prompt):
+        if prompt not in prompts or not prompts[prompt]["answers"]:
             raise InputError(f"prompt_id {prompt}: no accepted answer; the prompts table lacks it")
         seen: set[int] = set()
         for index in members:
@@ -189,32 +216,6 @@ def _check_groups(
 
 
 # --- tables and model ------------------------------------------------------------------------
-
-
-def _check_shards(shards: Sequence[Path], answers: Mapping[str, Any], prompts: Path) -> list[int]:
-    """Rows of each shard; InputError for unknown prompts, split groups and an empty table."""
-    home: dict[str, Path] = {}
-    sizes = []
-    for shard in shards:
-        try:
-            ids = pq.read_table(shard, columns=["prompt_id"]).column(0).to_pylist()
-        except (OSError, ValueError, IndexError):  # the full reading says what is wrong
-            ids = io.read_table(shard, "rollouts").column("prompt_id").to_pylist()
-        for prompt in dict.fromkeys(ids):
-            if prompt not in answers:
-                raise InputError(
-                    f"{shard}: prompt_id {prompt} is not in {prompts}; give the prompts table "
-                    "these rollouts were drawn from"
-                )
-            if home.setdefault(prompt, shard) != shard:
-                raise InputError(
-                    f"{shard}: prompt_id {prompt} is also in {home[prompt].name}; keep a group "
-                    "in one shard"
-                )
-        sizes.append(len(ids))
-    if not sum(sizes):
-        raise InputError(f"{shards[0]}: no rows; there is nothing to annotate")
-    return sizes
 
 
 def _temperature(origin: Mapping[str, Any], rollouts: Path) -> float:

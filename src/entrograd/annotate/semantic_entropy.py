@@ -10,6 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def cluster_masses(cluster_ids: Sequence[int], ell: Sequence[float]) -> dict[int, float]:
     """p_k = sum_{i in C_k} exp(ell_i) / sum_i exp(ell_i), by cluster id.
@@ -46,3 +48,16 @@ def paper(cluster_ids: Sequence[int], ell: Sequence[float]) -> float:
     masses = cluster_masses(cluster_ids, ell).values()
     smallest = 5e-324  # a mass that underflowed counts as the smallest positive number
     return -math.fsum(math.log(max(p, smallest)) for p in masses) / len(masses) + 0.0
+
+
+def kernel_language(weights: np.ndarray, t: float = 0.3) -> float:
+    """-sum_i lambda_i ln lambda_i, lambda the eigenvalues of the heat kernel exp(-t L) of the
+    answer graph scaled to unit trace, L its Laplacian (kernel language entropy, arXiv 2405.20003).
+
+    `weights` [G, G] is symmetric and non-negative, 0 on the diagonal. Bounded by ln G, which a
+    graph without edges reaches; the more the completions say the same, the smaller.
+    """
+    laplacian = np.diag(weights.sum(-1)) - weights
+    kernel = np.exp(-t * np.linalg.eigvalsh(laplacian))
+    shares = kernel / kernel.sum()
+    return -math.fsum(p * math.log(p) for p in shares.tolist() if p > 0) + 0.0

@@ -20,6 +20,7 @@ from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
 from entrograd.methods.options import Finite, NonNegative, optional_columns
 from entrograd.numerics import aggregate
+from entrograd.numerics.segments import change_segments, entropy_segments, segment_means
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Params(grpo.Params):
     source: Literal["implicit_reward", "entropy", "reward_model"] = "implicit_reward"
     beta: NonNegative = 0.1
     # change: cut where |v_t - v_{t-1}| > delta or sign(v_t - baseline) changes; token: everywhere;
-    # entropy_cutoff: after each token with H > cutoff
-    segmentation: Literal["change", "token", "entropy_cutoff"] = "change"
+    # entropy_cutoff: after each token with H > cutoff; stored: the column segment_ids
+    segmentation: Literal["change", "token", "entropy_cutoff", "stored"] = "change"
     delta: NonNegative = 0.1
     baseline: Finite = 0.0
     min_length: Annotated[int, Field(gt=0)] = 3
@@ -50,41 +51,6 @@ def token_scores(batch: Batch, params: Params) -> Tensor:
         column = "entropies" if params.source == "entropy" else "token_scores"
         scores = batch.require(column).double()
     return torch.where(batch.completion_mask, scores, 0.0)
-
-
-def change_segments(
-    scores: Tensor, mask: Tensor, delta: float, baseline: float, min_length: int
-) -> Tensor:
-    """[B, T] long, segment numbers from 0; no segment is shorter than `min_length` tokens unless
-    the completion is."""
-    lengths, starts = mask.sum(-1), torch.zeros_like(mask, dtype=torch.long)
-    jump = (scores[:, 1:] - scores[:, :-1]).abs() > delta
-    side = (scores - baseline).sign()
-    wanted = jump | (side[:, 1:] != side[:, :-1])
-    start = torch.zeros_like(lengths)
-    for t in range(1, mask.shape[1]):
-        fits = (t - start >= min_length) & (lengths - t >= min_length)
-        cut = wanted[:, t - 1] & fits
-        start = torch.where(cut, t, start)
-        starts[:, t] = cut
-    return starts.cumsum(-1)
-
-
-def entropy_segments(entropies: Tensor, mask: Tensor, cutoff: float) -> Tensor:
-    """[B, T] long, segment numbers from 0: one closes after each token with H > cutoff."""
-    closed = mask & (entropies > cutoff)
-    return closed.long().cumsum(-1) - closed.long()
-
-
-def segment_means(scores: Tensor, mask: Tensor, segments: Tensor) -> Tensor:
-    """[B, T] the mean score of each position's segment, float64, 0 at padding."""
-    rows, width = scores.shape
-    key = (torch.arange(rows, device=scores.device)[:, None] * width + segments).flatten()
-    weight = mask.double().flatten()
-    total = torch.zeros(rows * width, dtype=torch.float64, device=scores.device)
-    count = total.index_add(0, key, weight)[key].clamp(min=1)
-    total = total.index_add(0, key, scores.double().flatten() * weight)[key]
-    return torch.where(mask, (total / count).reshape(rows, width), 0.0)
 
 
 def kept_tokens(scores: Tensor, advantages: Tensor, mask: Tensor, baseline: float) -> Tensor:
@@ -106,6 +72,8 @@ def advantages(batch: Batch, params: Params) -> Tensor:
     elif params.segmentation == "entropy_cutoff":
         segments = entropy_segments(batch.require("entropies"), mask, params.cutoff)
         scores = segment_means(scores, mask, segments)
+    elif params.segmentation == "stored":
+        scores = segment_means(scores, mask, batch.require("segment_ids"))
     credit = grpo.advantages(batch, params)
     kept = kept_tokens(scores, credit, mask, params.baseline)
     if params.keep_denominator:
@@ -122,6 +90,8 @@ def needs(params: Params) -> frozenset[str]:
         columns.add("old_logprobs")
     if params.segmentation == "entropy_cutoff":
         columns.add("entropies")
+    if params.segmentation == "stored":
+        columns.add("segment_ids")
     return frozenset(columns)
 
 

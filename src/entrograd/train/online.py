@@ -11,6 +11,7 @@ import numpy as np
 
 from entrograd import io
 from entrograd.annotate.annotate import annotate_rows
+from entrograd.annotate.clusters import Clusterer, clusterer
 from entrograd.methods import recipe as choose
 from entrograd.models.forward import score
 from entrograd.models.load import load_tokenizer
@@ -36,7 +37,7 @@ def train_online(
     online, recipe = params.train_online, choose(params.method)
     tokenizer = load_tokenizer(model)
     rows = training_prompts(prompts, None)
-    answers = {row["prompt_id"]: row["answers"] for row in rows}
+    known = {row["prompt_id"]: row for row in rows}
     per_round = online.updates_per_round
     updates = online.steps * per_round
     policy = Policy(model, online.dtype, online.device, online.optimizer, updates)
@@ -59,13 +60,15 @@ def train_online(
             params.annotate.token_budget,
         )
 
-    def draw(number: int, engine: Engine, grader: Grader) -> Round:
+    def draw(number: int, engine: Engine, grader: Grader, cluster: Clusterer) -> Round:
         seed = round_seed(online.seed, number)
         chosen = [rows[index] for index in next(order)]
         requests = group_requests(chosen, tokenizer, params.rollout.group_size)
         completions = engine.generate(requests, sampling, seed)
         sampled = rollout_rows(requests, completions, seed, engine)
-        annotated, groups = annotate_rows(sampled, answers, scores, grader, params.annotate)
+        annotated, groups = annotate_rows(
+            sampled, known, scores, grader, cluster, params.annotate
+        )
         check_columns(recipe, annotated, f"step {number + 1}")
         measured = {
             "reward_mean": float(np.mean([row["reward"] for row in annotated])),
@@ -78,6 +81,7 @@ def train_online(
         Grader(params.annotate.grader) as grader,
         closing(open_engine(params.rollout, model, policy.model)) as engine,
     ):
+        cluster = clusterer(params.annotate.clusters, grader, params.annotate.device)
         if policy.optimizer.done:  # it may have started with the weights in `model`
             engine.update_weights(policy.model)
         drawn: Round | None = None
@@ -88,7 +92,7 @@ def train_online(
                 if drawn:
                     order.restore(drawn.order)
                 else:
-                    drawn = kept.write(number, draw(number, engine, grader))
+                    drawn = kept.write(number, draw(number, engine, grader, cluster))
             with bad_batch_kept(drawn.rows, resume):
                 batch = examples(drawn.rows, policy.model.device)
                 measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)
