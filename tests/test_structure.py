@@ -59,8 +59,9 @@ def test_dvc_lists_every_module_a_stage_imports(script: Path) -> None:
     needed = {relative(f) for f in {script} | closure(script) if f.stat().st_size}
     if relative(REGISTRY) in needed:
         assert "src/entrograd/methods/${method.name}.py" in listed
-        shipped = [f for f in direct(REGISTRY) if f.parent == REGISTRY.parent]
-        needed |= {relative(f) for f in shipped if f != REGISTRY and _tracked(f)}
+        shipped = [f for f in direct(REGISTRY) if f.parent == REGISTRY.parent and f != REGISTRY]
+        reached = {f for method in shipped if _tracked(method) for f in {method} | closure(method)}
+        needed |= {relative(f) for f in reached if f.stat().st_size}
         needed.discard(relative(REGISTRY))
     missing, stale = needed - listed, {d for d in listed if d.endswith(".py")} - needed
     stale -= {"src/entrograd/methods/${method.name}.py"}

@@ -77,7 +77,7 @@ def fetch(
     try:
         place = _FETCH[scheme](rest, scratch)
     except InputError as error:
-        raise InputError(f"{key}: {error}") from None
+        raise InputError(f"{key} {error}") from None
     found = io.sha256(place)
     if sha256 is None:
         log.info("%s has sha256 %s; %s can pin it", reference, found, _sha256_key(key))

@@ -66,9 +66,7 @@ def train_online(
         requests = group_requests(chosen, tokenizer, params.rollout.group_size)
         completions = engine.generate(requests, sampling, seed)
         sampled = rollout_rows(requests, completions, seed, engine)
-        annotated, groups = annotate_rows(
-            sampled, known, scores, grader, cluster, params.annotate
-        )
+        annotated, groups = annotate_rows(sampled, known, scores, grader, cluster, params.annotate)
         check_columns(recipe, annotated, f"step {number + 1}")
         measured = {
             "reward_mean": float(np.mean([row["reward"] for row in annotated])),
