@@ -31,6 +31,7 @@ if __name__ == "__main__":
                 "out": "data/annotated",
                 "groups": "data/groups.parquet",
                 "summary": "results/annotate.json",
+                "reward_heads": "results/reward_heads.json",
             },
         )
     )

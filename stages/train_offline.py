@@ -18,6 +18,7 @@ def work(run: Run) -> str:
         paths.out,
         paths.curve,
         run.resume,
+        reward_heads=paths.reward_heads,
     )
 
 
@@ -28,7 +29,12 @@ if __name__ == "__main__":
             work,
             doc=__doc__,
             sections=("method", "train_offline"),
-            inputs={"model": "models/base", "annotated": "data/annotated"},
+            inputs={
+                "model": "models/base",
+                "annotated": "data/annotated",
+                "reward_heads": "results/reward_heads.json",
+            },
+            optional=("reward_heads",),
             outputs={"out": "models/offline", "curve": "results/train_offline.csv"},
         )
     )

@@ -9,10 +9,7 @@ def work(run: Run) -> str:
     """The library call."""
     from entrograd.train.online import train_online
 
-    paths = run.paths
-    return train_online(
-        run.params, paths.model, paths.prompts, paths.out, paths.rounds, paths.curve, run.resume
-    )
+    return train_online(run.params, **vars(run.paths), resume=run.resume)
 
 
 if __name__ == "__main__":
@@ -22,7 +19,12 @@ if __name__ == "__main__":
             work,
             doc=__doc__,
             sections=("method", "rollout", "annotate", "train_online"),
-            inputs={"model": "models/offline", "prompts": "data/prompts.parquet"},
+            inputs={
+                "model": "models/offline",
+                "prompts": "data/prompts.parquet",
+                "reward_heads": "results/reward_heads.json",
+            },
+            optional=("reward_heads",),
             outputs={
                 "out": "models/online",
                 "rounds": "data/online",

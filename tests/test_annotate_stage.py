@@ -173,6 +173,7 @@ class Files:
             place / "annotated",
             place / "groups.parquet",
             place / "annotate.json",
+            place / "reward_heads.json",
             resume,
         )
 
@@ -364,6 +365,7 @@ def command(files: Files, place: Path) -> list[str]:
         "out": place / "out" / "annotated",
         "groups": place / "out" / "groups.parquet",
         "summary": place / "out" / "annotate.json",
+        "reward-heads": place / "out" / "reward_heads.json",
         "params": place / "params.yaml",
         "work": place / "work",
         "timings": place / "timings.json",

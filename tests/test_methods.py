@@ -15,6 +15,7 @@ from entrograd.methods import asr, dapo, empo, encore, grpo_s, gtpo, recipe, see
 from entrograd.methods import high_entropy_tokens as minority
 from entrograd.methods.base import Batch, denominators
 from entrograd.methods.diagnostics import diagnostics
+from entrograd.numerics.ratings import rating_entropy
 from entrograd.params import MethodParams, check
 
 Rows = Sequence[Sequence[float]]
@@ -397,7 +398,7 @@ class TestEncore:
             ([0.0, 1.0, 0.0, 1.0], 0.693147),
             ([0.0, 0.25, 0.5, 0.75, 1.0], 1.609438),
         ):
-            found = encore.rating_entropy(torch.tensor(ratings)).item()
+            found = rating_entropy(torch.tensor(ratings)).item()
             assert found == pytest.approx(expected, abs=1e-6)
 
     def test_composed_reward(self) -> None:
@@ -416,11 +417,20 @@ class TestEncore:
         )
 
     def test_fitted_once_on_the_data_set(self) -> None:
-        heads = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
-        fitted = choose("encore").fitted(heads, ("a", "b")).params["encore"]
-        assert fitted.entropies == pytest.approx({"a": math.log(2), "b": 0.0})
+        measured = {"a": math.log(2), "b": 0.0}
+        assert choose("encore").fitted(measured).params["encore"].entropies == measured
         given = choose("encore", encore={"entropies": {"a": 0.0, "b": 0.0}})
-        assert given.fitted(heads, ("a", "b")).params["encore"].entropies == {"a": 0, "b": 0}
+        assert given.fitted(measured).params["encore"].entropies == {"a": 0, "b": 0}
+        assert choose("grpo").fitted(measured).params["encore"].entropies == {}
+
+    def test_heads_that_do_not_fit_are_refused_before_any_completion(self) -> None:
+        chosen = choose("encore").fitted({"a": 0.1, "b": 0.2})
+        chosen.check_heads(("b", "a"))
+        with pytest.raises(InputError, match=r"encore\.entropies.*'a', 'b'.*'a', 'c'"):
+            chosen.check_heads(("a", "c"))
+        weighed = choose("weighted", weighted={"weights": {"a": 1.0}})
+        with pytest.raises(InputError, match=r"weighted\.weights\.a: no such reward head"):
+            weighed.check_heads(("b",))
 
     def test_unmeasured_heads_are_an_error(self) -> None:
         batch = group([0, 1], reward_heads=[[0.5], [1.0]], head_names=("a",))

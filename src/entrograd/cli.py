@@ -167,8 +167,14 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from entrograd.methods import recipe
     from entrograd.params import read
+    from entrograd.train.needs import check_needs, with_heads
+    from entrograd.verify import heads
 
-    chosen = recipe(read(arguments.params).method)
+    params = read(arguments.params)
+    chosen, names = recipe(params.method), tuple(heads.load(params.annotate.heads))
+    for section in ("train_offline", "train_online"):
+        check_needs(chosen, section, getattr(params, section).reference, names)
+    with_heads(chosen, names, dict.fromkeys(names, 0.0))
     needs = ", ".join(sorted(chosen.needs)) or "nothing"
     print(f"{arguments.params}: valid; method {chosen.name} needs of each completion: {needs}")
 

@@ -3,8 +3,8 @@
 The file holds `rewards` [G] and, as the method needs, `entropies`, `logprobs`, `old_logprobs`,
 `ref_logprobs`, `sampling_logprobs`, `token_scores` (a list a completion, a number a token),
 `answers` (text or a number, null for none) and `reward_heads` ({name: [G numbers]}, or a list of
-numbers a completion). Without any token list a completion counts as one token. `max_length` is
-Dr.GRPO's constant; the longest completion if absent.
+numbers a completion). Without any token list a completion counts as one token, or as many as
+`lengths` says. `max_length` is Dr.GRPO's constant; the longest completion if absent.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 from entrograd import io
 from entrograd.errors import InputError
 from entrograd.methods import METHODS, recipe
-from entrograd.methods.base import TOKEN_COLUMNS, Batch, Recipe, denominators
+from entrograd.methods.base import CHOICES, TOKEN_COLUMNS, Batch, Recipe, denominators
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.numerics import masked
+from entrograd.numerics.ratings import rating_entropy
 from entrograd.params import MethodParams, check
 
 TOKEN_KEYS = ("logprobs", *TOKEN_COLUMNS)
-KEYS = ("rewards", "answers", "reward_heads", "max_length", *TOKEN_KEYS)
-CHOICES = ("reward", "credit", "modulation", "loss")
+KEYS = ("rewards", "answers", "reward_heads", "lengths", "max_length", *TOKEN_KEYS)
 # A method names its needs as the annotated table does; here clusters come from the answers.
 SOURCES = {"cluster_id": "answers"}
 
@@ -44,8 +44,9 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
             one of the choices reward, credit, modulation, loss (the value names a method).
 
     Returns:
-        `method`, `choices`, `params`, `rewards` (composed), `advantages` (ragged), `loss` where
-        logprobs are given, `diagnostics`.
+        `method`, `choices`, `params`, `rewards` (composed), `working` (what its choices compute on
+        the way), `advantages` (ragged), `token_losses` and `loss` where logprobs are given,
+        `diagnostics`. Without token lists a completion's tokens are equal and one stands for all.
 
     Raises:
         InputError: names the file and key, or the setting.
@@ -57,28 +58,56 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         raise InputError(str(error).replace("params.yaml: method.", "--set ")) from None
     _check_needs(chosen, data, str(group_file))
     batch, logprobs = make_batch(data, str(group_file))
-    if batch.reward_heads is not None:
-        chosen = chosen.fitted(batch.reward_heads, batch.head_names)
+    chosen = _fitted(chosen, batch)
     advantages = chosen.advantages(batch)
-    current = batch.old_logprobs if logprobs is None else logprobs
+    shown = batch.completion_mask
+    if not set(TOKEN_KEYS) & set(data):
+        shown = shown & (torch.arange(shown.shape[1]) == 0)
     composed = chosen.reward.compose_rewards(batch, chosen.params[chosen.reward.name])
     answer: dict[str, Any] = {
         "method": method,
         "choices": {choice: getattr(chosen, choice).name for choice in CHOICES},
         "params": _json(dataclasses.asdict(chosen.params[method])),
         "rewards": composed.tolist(),
-        "advantages": _ragged(advantages, batch.completion_mask),
     }
     others = {getattr(chosen, choice).name for choice in CHOICES} - {method}
     for name in sorted(others):
         parameters = _json(dataclasses.asdict(chosen.params[name]))
         answer.setdefault("other_params", {})[name] = parameters
+    if working := _working(chosen, dataclasses.replace(batch, rewards=composed), shown):
+        answer["working"] = working
+    answer["advantages"] = _ragged(advantages, shown)
     if logprobs is not None:
         counts = denominators(batch, data.get("max_length", batch.completion_mask.shape[1]))
         loss = chosen.policy_loss(logprobs, advantages, batch)
+        answer["token_losses"] = _ragged(loss, shown)
         answer["loss"] = float(chosen.aggregate(loss, batch.completion_mask, counts))
+    current = batch.old_logprobs if logprobs is None else logprobs
     answer["diagnostics"] = diagnostics(chosen, batch, current, advantages)
     return answer
+
+
+def _fitted(chosen: Recipe, batch: Batch) -> Recipe:
+    """The recipe with the heads' rating entropies, as if this group were the whole data set."""
+    if batch.reward_heads is None:
+        return chosen
+    columns = zip(batch.head_names, batch.reward_heads.T, strict=True)
+    return chosen.fitted({name: float(rating_entropy(ratings)) for name, ratings in columns})
+
+
+def _working(chosen: Recipe, batch: Batch, shown: Tensor) -> dict[str, Any]:
+    """What the four choices compute on the way, a number a completion or a token."""
+    found: dict[str, Any] = {}
+    for choice in CHOICES:
+        method = getattr(chosen, choice)
+        if method.working is None or method.about != choice:
+            continue
+        values = method.working(batch, chosen.params[method.name])
+        found[method.name] = {
+            name: _ragged(value, shown) if value.ndim == 2 else value.tolist()
+            for name, value in values.items()
+        }
+    return found
 
 
 def methods_table() -> list[dict[str, Any]]:
@@ -104,6 +133,8 @@ def read_group(path: Path | str) -> dict[str, Any]:
             raise InputError(f"{path}: {key}: unknown key; allowed here: {', '.join(KEYS)}")
     data = {**data, "reward_heads": _name_heads(path, data.get("reward_heads", {}))}
     lists = {key: data[key] for key in ("rewards", "answers", *TOKEN_KEYS) if key in data}
+    if "lengths" in data:
+        lists["lengths"] = data["lengths"]
     lists |= {f"reward_heads.{name}": values for name, values in data["reward_heads"].items()}
     for key, value in lists.items():
         if not isinstance(value, list) or not value:
@@ -123,9 +154,12 @@ def read_group(path: Path | str) -> dict[str, Any]:
     lengths = {key: [len(row) for row in lists[key]] for key in TOKEN_KEYS if key in lists}
     if len({tuple(value) for value in lengths.values()}) > 1:
         raise InputError(f"{path}: the token lists differ in length: {lengths}")
-    length = data.get("max_length", 1)
-    if type(length) is not int or length < 1:
-        raise InputError(f"{path}: max_length: expected a whole number above 0 (got {length!r})")
+    if lengths and "lengths" in data:
+        raise InputError(f"{path}: lengths: the token lists have theirs; drop lengths")
+    for key in ("max_length", "lengths"):
+        for length in lists.get(key, [data[key]] if key in data else []):
+            if type(length) is not int or length < 1:
+                raise InputError(f"{path}: {key}: expected a whole number above 0 (got {length!r})")
     return data
 
 
@@ -136,10 +170,9 @@ def make_batch(data: Mapping[str, Any], where: str) -> tuple[Batch, Tensor | Non
     lists = [*tokens.values(), *heads.values()]
     lists += [data[key] for key in ("rewards", "answers") if key in data]
     size = len(lists[0])
-    rows = next(iter(tokens.values()), [[0.0]] * size)
-    mask = torch.zeros((size, max(len(row) for row in rows)), dtype=torch.bool)
-    for number, row in enumerate(rows):
-        mask[number, : len(row)] = True
+    lengths = [len(row) for row in next(iter(tokens.values()), ())]
+    lengths = lengths or data.get("lengths") or [1] * size
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     padded = {key: _pad(value, mask) for key, value in tokens.items()}
     logprobs = padded.pop("logprobs", None)
     # Without old_logprobs the completions are the current policy's own: a ratio of 1.
@@ -204,13 +237,12 @@ def _check_needs(chosen: Recipe, data: Mapping[str, Any], where: str) -> None:
     if "rewards" not in data:
         batch, _ = make_batch(data, where)
         unknown = dataclasses.replace(batch, rewards=torch.full_like(batch.rewards, math.nan))
-        if batch.reward_heads is not None:
-            chosen = chosen.fitted(batch.reward_heads, batch.head_names)
+        chosen = _fitted(chosen, batch)
         params = chosen.params[chosen.reward.name]
         composed = chosen.reward.compose_rewards(unknown, params)
         if not torch.isfinite(composed).all():
             raise InputError(f"{where}: rewards is missing: one number a completion")
-        if chosen.credit.name in ("gtpo", "grpo_s"):
+        if chosen.credit.by_correctness:
             raise InputError(f"{where}: rewards is missing; {chosen.credit.name} splits by it")
 
 
@@ -248,7 +280,8 @@ def _pad(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
 
 
 def _ragged(values: Tensor, mask: Tensor) -> list[list[float]]:
-    values = masked.fill(values, mask) + 0.0  # no -0.0
+    values = masked.fill(values, mask)
+    values = values + 0.0 if values.is_floating_point() else values  # no -0.0
     return [row[chosen].tolist() for row, chosen in zip(values, mask, strict=True)]
 
 

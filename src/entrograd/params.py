@@ -279,10 +279,22 @@ class CutoffSegments(Section):
 SegmentParams = ChangeSegments | CutoffSegments
 
 
+class Head(Section):
+    """A reward head beside correctness. `function`: format, brevity, repetition, language or steps
+    (the head's own name where null), or MODULE:FUNCTION, importable or beside params.yaml;
+    `options` are its keyword arguments."""
+
+    function: str | None = None
+    options: dict[str, Any] = {}
+
+
 class AnnotateParams(Section):
-    """Stage annotate (and each online round): reward, token entropies, clusters, segments."""
+    """Stage annotate (and each online round): reward, token entropies, clusters, segments.
+    `heads`: further ratings of every completion by name, in [0, 1], for methods that compose
+    rewards."""
 
     grader: Grader = Grader()
+    heads: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Head] = {}
     clusters: Annotated[ClusterParams, Field(discriminator="kind")] = AnswerClusters()
     segments: Annotated[SegmentParams, Field(discriminator="kind")] | None = None
     token_budget: Positive = 32768
@@ -327,8 +339,11 @@ class Checkpoint(Section):
 
 
 class TrainOfflineParams(Section):
-    """Stage train_offline: epochs over the stored, annotated rollouts."""
+    """Stage train_offline: epochs over the stored, annotated rollouts. `reference`: the folder of
+    the model that penalties and implicit rewards are measured against, for methods that need one.
+    """
 
+    reference: str | None = None
     epochs: Annotated[int, Field(ge=0)] = 1
     groups_per_step: Positive = 16
     optimizer: Optimizer = Optimizer()
@@ -342,8 +357,9 @@ class TrainOfflineParams(Section):
 class TrainOnlineParams(Section):
     """Stage train_online: each step samples `prompts_per_step` groups, grades, annotates and
     updates `updates_per_round` times. Sampling, group size and grading are those of sections
-    rollout and annotate."""
+    rollout and annotate; `reference` is as in train_offline."""
 
+    reference: str | None = None
     steps: Annotated[int, Field(ge=0)] = 100
     prompts_per_step: Positive = 16
     updates_per_round: Positive = 1
@@ -476,14 +492,21 @@ def referenced_files(value: Any) -> list[str]:
     if isinstance(value, BaseModelParams | EmbeddingClusters | EntailmentClusters):
         reference = value.reference if isinstance(value, BaseModelParams) else value.model
         return [reference.removeprefix("path:")] if reference.startswith("path:") else []
+    if isinstance(value, TrainOfflineParams | TrainOnlineParams):
+        return [value.reference] if value.reference else []
+    if isinstance(value, Head):
+        module, colon, _ = (value.function or "").partition(":")
+        file = f"{module.replace('.', '/')}.py"
+        return [file] if colon and Path(file).exists() else []
     if isinstance(value, BaseModel):
         return [
             file
             for name in type(value).model_fields
             for file in referenced_files(getattr(value, name))
         ]
-    if isinstance(value, list):
-        return [file for item in value for file in referenced_files(item)]
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return [file for item in items for file in referenced_files(item)]
     return []
 
 

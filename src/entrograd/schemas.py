@@ -61,7 +61,8 @@ COMPLETIONS = pa.schema(
 
 # extraction_rule found the answer (verify/extract.py).
 # reward_status: ok | no_answer | timeout | truncated | error. Logprobs and entropies (nats) have
-# one value a completion token; cluster_id is numbered within its group.
+# one value a completion token; cluster_id is numbered within its group. token_scores are those of
+# a token-level reward model, for tables of one's own: no stage fills them.
 ANNOTATED = pa.schema(
     [
         *ROLLOUTS,
@@ -74,6 +75,7 @@ ANNOTATED = pa.schema(
         pa.field("entropies", pa.list_(_FLOAT), nullable=False),
         pa.field("segment_ids", pa.list_(_INT)),
         pa.field("cluster_id", _INT, nullable=False),
+        pa.field("token_scores", pa.list_(_FLOAT)),
     ]
 )
 

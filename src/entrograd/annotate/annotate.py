@@ -19,11 +19,13 @@ from entrograd import io
 from entrograd.annotate import semantic_entropy
 from entrograd.annotate.clusters import Clusterer, Clustering, Group, clusterer
 from entrograd.annotate.completions import Prompts, complete, lacks_tokens, plan, read_pieces
+from entrograd.annotate.reward_weights import summarise_heads
 from entrograd.annotate.summary import check_alarms, summarise
 from entrograd.annotate.token_entropy import Score, TokenValues, name, token_values
 from entrograd.errors import InputError
 from entrograd.params import AnnotateParams
 from entrograd.progress import progress
+from entrograd.verify import heads
 from entrograd.verify.grade import Grade, Grader, Item
 
 log = logging.getLogger("entrograd")
@@ -65,6 +67,8 @@ def annotate_rows(
             for r in rows
         ]
     )
+    rates = heads.load(params.heads)
+    ratings = [heads.ratings(rates, row["completion_text"]) for row in rows]
     values = token_values(rows, score)
     clusterings = cluster(
         [
@@ -82,7 +86,8 @@ def annotate_rows(
 
         segments = segment_ids([entropies for _, entropies in values], params.segments)
     annotated = [
-        _annotated_row(*cells) for cells in zip(rows, grades, values, segments, strict=True)
+        _annotated_row(*cells)
+        for cells in zip(rows, grades, ratings, values, segments, strict=True)
     ]
     for members, clustering in zip(groups.values(), clusterings, strict=True):
         for index, cluster_id in zip(members, clustering.ids, strict=True):
@@ -101,15 +106,17 @@ def annotate(
     out: Path,
     groups: Path,
     summary: Path,
+    reward_heads: Path,
     resume: Path,
 ) -> str:
     """Annotate a table of rollouts (a folder of shards, or one file) with the model in `model`.
 
     Columns but prompt_id and completion_text may be absent: `complete` fills them in. Writes shards
-    to `out`, the groups table and the summary. Shards finished in `resume` by an interrupted run
-    are kept. Returns the one-line result. InputError where a prompt is unknown, a row does not fit
-    the model, or an alarm stops the stage.
+    to `out`, the groups table, the summary and what is known of the reward heads. Shards finished
+    in `resume` by an interrupted run are kept. Returns the one-line result. InputError where a
+    prompt is unknown, a row does not fit the model, or an alarm stops the stage.
     """
+    heads.load(params.heads)  # a mistake there shows before the model is loaded
     known = Prompts(prompts)
     files = io.shard_files(rollouts) if rollouts.is_dir() else [rollouts]
     pieces = plan(files, known)
@@ -153,6 +160,7 @@ def annotate(
     io.assemble(done, out, names)
     io.write_table(groups, table, "groups", **io.provenance(done / names[0]))
     io.write_json(summary, values)
+    io.write_json(reward_heads, summarise_heads(io.read_table(out, "annotated").to_pylist()))
     return (
         f"{values['completions']} completions of {values['groups']} prompts, "
         f"mean reward {values['mean_reward']:.3f}, "
@@ -164,7 +172,11 @@ def annotate(
 
 
 def _annotated_row(
-    row: Mapping[str, Any], grade: Grade, values: TokenValues, segments: list[int] | None
+    row: Mapping[str, Any],
+    grade: Grade,
+    ratings: heads.Ratings | None,
+    values: TokenValues,
+    segments: list[int] | None,
 ) -> dict[str, Any]:
     """All columns of schema `annotated` but cluster_id."""
     old_logprobs, entropies = values
@@ -174,10 +186,11 @@ def _annotated_row(
         "extraction_rule": grade.rule,
         "reward": grade.reward,
         "reward_status": grade.status,
-        "reward_heads": None,
+        "reward_heads": ratings,
         "old_logprobs": old_logprobs,
         "entropies": entropies,
         "segment_ids": segments,
+        "token_scores": None,
     }
 
 

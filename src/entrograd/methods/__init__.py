@@ -25,7 +25,7 @@ from entrograd.methods import (
     seed_grpo,
     weighted,
 )
-from entrograd.methods.base import Method, Recipe
+from entrograd.methods.base import CHOICES, Method, Recipe
 from entrograd.params import MethodParams, Section, check
 
 METHODS: dict[str, Method] = {
@@ -57,8 +57,7 @@ def recipe(section: MethodParams) -> Recipe:
     """
     preset = _method(section.name, "name")
     choices = {
-        choice: _method(getattr(section, choice) or preset.name, choice)
-        for choice in ("reward", "credit", "modulation", "loss")
+        choice: _method(getattr(section, choice) or preset.name, choice) for choice in CHOICES
     }
     unknown = [name for name in section.blocks if name not in METHODS]
     if unknown:
@@ -66,10 +65,11 @@ def recipe(section: MethodParams) -> Recipe:
             f"params.yaml: method.{unknown[0]}: unknown key; allowed here: name, reward, credit, "
             f"modulation, loss, and a block for any of {', '.join(METHODS)}"
         )
-    if choices["reward"].name == "empo" and choices["credit"].name in ("gtpo", "grpo_s"):
+    if choices["reward"].label_free and choices["credit"].by_correctness:
         raise InputError(
             f"params.yaml: method.credit: {choices['credit'].name} tells correct from incorrect "
-            "completions and empo's reward uses no labels; take the credit of grpo or dr_grpo"
+            f"completions and {choices['reward'].name}'s reward uses no labels; take the credit of "
+            "grpo or dr_grpo"
         )
     params = {name: build_params(name, section.blocks.get(name, {})) for name in METHODS}
     return Recipe(name=preset.name, params=params, **choices)

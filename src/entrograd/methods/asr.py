@@ -53,6 +53,19 @@ def token_scores(batch: Batch, params: Params) -> Tensor:
     return torch.where(batch.completion_mask, scores, 0.0)
 
 
+def segments(batch: Batch, params: Params) -> Tensor:
+    """[B, T] long, the number of each token's segment, cut as `segmentation` says."""
+    mask = batch.completion_mask
+    if params.segmentation == "token":
+        return torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    if params.segmentation == "entropy_cutoff":
+        return entropy_segments(batch.require("entropies"), mask, params.cutoff)
+    if params.segmentation == "stored":
+        return batch.require("segment_ids")
+    scores = token_scores(batch, params)
+    return change_segments(scores, mask, params.delta, params.baseline, params.min_length)
+
+
 def kept_tokens(scores: Tensor, advantages: Tensor, mask: Tensor, baseline: float) -> Tensor:
     """[B, T] bool: sign(score - baseline) = sign(advantage); a score at the baseline never is."""
     side = (scores - baseline).sign()
@@ -65,21 +78,22 @@ def advantages(batch: Batch, params: Params) -> Tensor:
     Without `keep_denominator` those of a completion grow by |o_i| / (tokens kept), which is what
     taking masked tokens out of its length does to a loss that is proportional to the advantage.
     """
-    mask, scores = batch.completion_mask, token_scores(batch, params)
-    if params.segmentation == "change":
-        segments = change_segments(scores, mask, params.delta, params.baseline, params.min_length)
-        scores = segment_means(scores, mask, segments)
-    elif params.segmentation == "entropy_cutoff":
-        segments = entropy_segments(batch.require("entropies"), mask, params.cutoff)
-        scores = segment_means(scores, mask, segments)
-    elif params.segmentation == "stored":
-        scores = segment_means(scores, mask, batch.require("segment_ids"))
-    credit = grpo.advantages(batch, params)
+    mask, credit = batch.completion_mask, grpo.advantages(batch, params)
+    scores = segment_means(token_scores(batch, params), mask, segments(batch, params))
     kept = kept_tokens(scores, credit, mask, params.baseline)
     if params.keep_denominator:
         return credit * kept
     growth = batch.lengths.double() / kept.sum(-1).clamp(min=1)
     return credit * kept * growth[:, None].to(credit.dtype)
+
+
+def working(batch: Batch, params: Params) -> dict[str, Tensor]:
+    """Each token's score, the number and the mean score of its segment, and whether it is kept."""
+    mask, cuts = batch.completion_mask, segments(batch, params)
+    scores = token_scores(batch, params)
+    means = segment_means(scores, mask, cuts)
+    kept = kept_tokens(means, grpo.advantages(batch, params), mask, params.baseline)
+    return {"token_scores": scores, "segments": cuts, "segment_scores": means, "kept": kept}
 
 
 def needs(params: Params) -> frozenset[str]:
@@ -104,6 +118,7 @@ METHOD = Method(
     aggregate=aggregate.sequence_mean,
     needs_for=needs,
     loss_needs=optional_columns,
+    working=working,
     paper="arXiv 2411.00809v3 (an approximation)",
     equation="keep t iff sign(mean score of its segment - b) = sign(A_i); GRPO",
 )

@@ -8,15 +8,15 @@ taken from the preset or from another method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from entrograd.errors import InputError, NonFiniteError
-from entrograd.numerics import masked
+from entrograd.numerics import masked, surrogate
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,25 @@ class Method:
     """A preset of the four choices.
 
     params: a frozen dataclass, the paper's defaults, each field documented with its equation.
-    needs: annotated columns it reads, checked before anything runs.
+    needs: annotated columns it reads, checked before anything runs, where it is taken for the
+        choice it is about.
     advantages: (Batch, params) -> [B, T], detached; credit alone, before modulation.
     policy_loss: (logprobs [B, T], advantages [B, T], Batch, params) -> [B, T].
     aggregate: (loss [B, T], mask [B, T], Denominators) -> scalar; a sum over micro-batches of
         what it returns is the loss of the whole batch.
+    about: the choice that sets it apart: `needs` and `working` belong to that one.
     compose_rewards: (Batch, params) -> [B].
     modulate: (Batch, params) -> [B], the factor of each completion's advantages.
-    fit: (reward_heads [N, R] of the whole annotated data set, head names, params) -> params, where
-        the method measures something there once before training.
+    fit: (rating entropy of each reward head over the annotated data set, nats, params) -> params,
+        where the composition of rewards depends on them.
     needs_for: params -> columns, where they depend on parameters; instead of `needs`.
     loss_needs: params -> further optional columns its policy loss reads.
+    ratio: (logprobs, old_logprobs, mask) -> [B, T], the ratio its policy loss clips.
+    head_weights: (head names, params) -> the weight of each in the composed reward, by name.
+    working: (Batch, params) -> what it computes on the way, [B] or [B, T] by name, for
+        `entrograd explain`.
+    label_free: its reward composition takes no notice of correctness.
+    by_correctness: its credit tells correct from incorrect completions.
     paper, equation: what `entrograd methods` shows.
     """
 
@@ -165,13 +173,22 @@ class Method:
     advantages: Advantages
     policy_loss: PolicyLoss
     aggregate: Aggregate
+    about: Literal["reward", "credit", "modulation", "loss"] = "credit"
     compose_rewards: Rewards = single_reward
     modulate: Modulation = no_modulation
-    fit: Callable[[Tensor, tuple[str, ...], Any], Any] | None = None
+    fit: Callable[[Mapping[str, float], Any], Any] | None = None
     needs_for: Callable[[Any], frozenset[str]] | None = None
     loss_needs: Callable[[Any], frozenset[str]] | None = None
+    ratio: Callable[[Tensor, Tensor, Tensor], Tensor] = surrogate.token_ratio
+    head_weights: Callable[[tuple[str, ...], Any], Mapping[str, float]] | None = None
+    working: Callable[[Batch, Any], Mapping[str, Tensor]] | None = None
+    label_free: bool = False
+    by_correctness: bool = False
     paper: str = ""
     equation: str = ""
+
+
+CHOICES = ("reward", "credit", "modulation", "loss")
 
 
 @dataclass(frozen=True)
@@ -189,19 +206,35 @@ class Recipe:
     def needs(self) -> frozenset[str]:
         """The annotated columns the four choices read."""
         found: frozenset[str] = frozenset()
-        for method in (self.reward, self.credit, self.modulation, self.loss):
-            params = self.params[method.name]
-            found |= method.needs_for(params) if method.needs_for else method.needs
+        for choice in CHOICES:
+            method = getattr(self, choice)
+            if method.about == choice:
+                params = self.params[method.name]
+                found |= method.needs_for(params) if method.needs_for else method.needs
         if self.loss.loss_needs:
             found |= self.loss.loss_needs(self.params[self.loss.name])
         return found
 
-    def fitted(self, reward_heads: Tensor, head_names: tuple[str, ...]) -> Recipe:
-        """This recipe with what its reward composition measures on the whole data set [N, R]."""
+    def fitted(self, entropies: Mapping[str, float]) -> Recipe:
+        """This recipe with what its reward composition takes from the heads' rating entropies."""
         if self.reward.fit is None:
             return self
-        params = self.reward.fit(reward_heads, head_names, self.params[self.reward.name])
+        params = self.reward.fit(entropies, self.params[self.reward.name])
         return replace(self, params={**self.params, self.reward.name: params})
+
+    def check_heads(self, head_names: Sequence[str]) -> None:
+        """InputError where rewards cannot be composed of heads of these names."""
+        trial = Batch(
+            completion_mask=torch.ones(1, 1, dtype=torch.bool),
+            groups=torch.zeros(1, dtype=torch.long),
+            rewards=torch.zeros(1),
+            old_logprobs=torch.zeros(1, 1),
+            cluster_ids=torch.zeros(1, dtype=torch.long),
+            answered=torch.ones(1, dtype=torch.bool),
+            reward_heads=torch.zeros(1, len(head_names)),
+            head_names=tuple(head_names),
+        )
+        self.reward.compose_rewards(trial, self.params[self.reward.name])
 
     def advantages(self, batch: Batch) -> Tensor:
         """[B, T] per-token advantages, detached, zero at padding; `batch` is a whole step's.

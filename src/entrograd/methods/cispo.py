@@ -46,6 +46,7 @@ METHOD = Method(
     advantages=advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.token_mean,
+    about="loss",
     loss_needs=optional_columns,
     paper="arXiv 2506.13585",
     equation="-sg(min(rho, 1 + clip_high)) A_i log pi, over all tokens",

@@ -73,6 +73,7 @@ METHOD = Method(
     advantages=advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.token_mean,
+    about="loss",
     compose_rewards=compose_rewards,
     loss_needs=optional_columns,
     paper="arXiv 2503.14476",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entrograd.methods import encore
 from entrograd.methods.base import Batch, Recipe, no_modulation
 from entrograd.methods.seed_grpo import group_entropy
 from entrograd.numerics import groups, kl, masked, surrogate
@@ -55,10 +54,10 @@ def _reward(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
 def _policy(
     recipe: Recipe, batch: Batch, logprobs: Tensor, advantages: Tensor
 ) -> dict[str, Tensor]:
-    """clip_low, clip_high: share of trained tokens whose ratio is below (above) the policy loss's
-    bound while the advantage is negative (positive), so that they give no gradient; the ratio is
-    the token's own, whatever the loss. kl (by k3), kl_k1: KL(old || current) in nats a token, over
-    the old policy's samples. log_ratio_max: the largest |log ratio|."""
+    """clip_low, clip_high: share of trained tokens whose ratio, the one the policy loss clips, is
+    below (above) its bound while the advantage is negative (positive), so that they give no
+    gradient. kl (by k3), kl_k1: KL(old || current) in nats a token, over the old policy's samples;
+    kl_ref: KL(current || reference) by k3. log_ratio_max: the largest |log ratio| of a token."""
     mask = batch.completion_mask
     logs = surrogate.log_ratio(logprobs, batch.old_logprobs, mask).double()
     params = recipe.params[recipe.loss.name]
@@ -67,12 +66,16 @@ def _policy(
         "kl": _token_mean(kl.k3(torch.zeros_like(logs), logs), mask),
         "log_ratio_max": logs.abs().max(),
     }
+    if batch.ref_logprobs is not None:
+        now, reference = masked.fill(logprobs, mask), masked.fill(batch.ref_logprobs, mask)
+        found["kl_ref"] = _token_mean(kl.k3(now.double(), reference.double()), mask)
     low, high = getattr(params, "clip_low", None), getattr(params, "clip_high", None)
+    ratio = recipe.loss.ratio(logprobs, batch.old_logprobs, mask)
     if low is not None:
-        below = (logs.exp() < 1 - low) & (advantages < 0)
+        below = (ratio < 1 - low) & (advantages < 0)
         found["clip_low"] = _token_mean(below.double(), mask)
     if high is not None:
-        above = (logs.exp() > 1 + high) & (advantages > 0)
+        above = (ratio > 1 + high) & (advantages > 0)
         found["clip_high"] = _token_mean(above.double(), mask)
     return found
 
@@ -87,17 +90,19 @@ def _entropy(batch: Batch) -> dict[str, Tensor]:
 
 
 def _modulation(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
-    """semantic_entropy: mean over groups (likelihood-weighted clusters), nats; modulation_mean,
-    _min: the multiplier of a group's advantages; weight_NAME: ENCORE's weight of each head."""
+    """semantic_entropy: mean over groups, nats, by seed_grpo's estimator; modulation_mean, _min:
+    the multiplier of a group's advantages; weight_NAME: what each head weighs in the reward."""
     found: dict[str, Tensor] = {}
-    if recipe.reward.name == "encore":
-        params = recipe.params["encore"]
-        weights = encore.head_weights(params, batch.head_names)
+    if recipe.reward.head_weights is not None:
+        params = recipe.params[recipe.reward.name]
+        weights = recipe.reward.head_weights(batch.head_names, params)
         found |= {
-            f"weight_{name}": weight for name, weight in zip(batch.head_names, weights, strict=True)
+            f"weight_{name}": torch.tensor(weight, dtype=torch.float64)
+            for name, weight in weights.items()
         }
     if batch.cluster_ids is not None:
-        found["semantic_entropy"] = _group_mean(group_entropy(batch, "rao"), batch)
+        estimator = recipe.params["seed_grpo"].estimator
+        found["semantic_entropy"] = _group_mean(group_entropy(batch, estimator), batch)
     if recipe.modulation.modulate is not no_modulation:
         factor = recipe.modulation.modulate(batch, recipe.params[recipe.modulation.name])
         found["modulation_mean"] = _group_mean(factor.double(), batch)
@@ -106,16 +111,23 @@ def _modulation(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
 
 
 def _advantages(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
-    """Over tokens: advantage_correct, advantage_wrong: means; positive_correct: share of correct
-    completions' tokens, in groups with a signal, whose advantage is positive; nonzero_tokens."""
+    """Over tokens: advantage_correct, advantage_wrong: means; positive_correct, negative_wrong:
+    share of correct (wrong) completions' tokens, in groups with a signal, whose advantage has the
+    right sign; kept_tokens: share of tokens with an advantage, in groups with a signal (what a mask
+    leaves); nonzero_tokens: the same over all tokens."""
     mask, correct = batch.completion_mask, batch.correct[:, None]
     found = {"nonzero_tokens": _token_mean((advantages != 0).double(), mask)}
     for name, chosen in (("correct", mask & correct), ("wrong", mask & ~correct)):
         if chosen.any():
             found[f"advantage_{name}"] = _token_mean(advantages.double(), chosen)
-    signal = _has_signal(batch, advantages)[:, None]
-    if (chosen := mask & correct & signal).any():
-        found["positive_correct"] = _token_mean((advantages > 0).double(), chosen)
+    signal = mask & _has_signal(batch, advantages)[:, None]
+    for name, share, chosen in (
+        ("positive_correct", advantages > 0, signal & correct),
+        ("negative_wrong", advantages < 0, signal & ~correct),
+        ("kept_tokens", advantages != 0, signal),
+    ):
+        if chosen.any():
+            found[name] = _token_mean(share.double(), chosen)
     return found
 
 

@@ -37,8 +37,10 @@ METHOD = Method(
     advantages=grpo.advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.sequence_mean,
+    about="reward",
     compose_rewards=compose_rewards,
     loss_needs=optional_columns,
+    label_free=True,
     paper="arXiv 2504.05812",
     equation="r_i = n_k / G, the share of i's answer in its group; GRPO",
 )

@@ -9,6 +9,7 @@ this project's extension, the paper weighs the heads of a reward model.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
 from entrograd.methods.options import NonNegative, optional_columns
 from entrograd.numerics import aggregate
+from entrograd.numerics.ratings import weights
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,6 @@ class Params(grpo.Params):
     entropies: dict[str, NonNegative] = field(default_factory=dict)
 
 
-def rating_entropy(ratings: Tensor) -> Tensor:
-    """H_k = -sum_v p(v) ln p(v), nats, over the distinct values v of ratings [N]; float64."""
-    counts = torch.unique(ratings.double(), return_counts=True)[1].double()
-    return torch.special.entr(counts / counts.sum()).sum()
-
-
-def weights(entropies: Tensor, tau: float) -> Tensor:
-    """[R] w_k = exp(-H_k / tau) / sum_j exp(-H_j / tau), float64."""
-    return torch.softmax(-entropies.double() / tau, dim=-1)
-
-
 def head_weights(params: Params, head_names: tuple[str, ...]) -> Tensor:
     """[R] the weight of each head, in the order of `head_names`.
 
@@ -53,20 +44,22 @@ def head_weights(params: Params, head_names: tuple[str, ...]) -> Tensor:
     """
     if set(params.entropies) != set(head_names):
         raise InputError(
-            f"params.yaml: method.encore.entropies: holds {sorted(params.entropies)}, but the "
-            f"completions have the heads {sorted(head_names)}; leave it out to have the entropies "
-            "measured on the annotated data set"
+            f"params.yaml: method.encore.entropies: known for {sorted(params.entropies)}, but the "
+            f"completions have the reward heads {sorted(head_names)}; leave it out to take what "
+            "stage annotate measured of annotate.heads"
         )
     entropies = torch.tensor([params.entropies[name] for name in head_names], dtype=torch.float64)
     return weights(entropies / math.log(params.log_base), params.tau)
 
 
-def fit(reward_heads: Tensor, head_names: tuple[str, ...], params: Params) -> Params:
-    """`params` with the entropy of each head's ratings [N, R]; as they are where given already."""
-    if params.entropies:
-        return params
-    columns = zip(head_names, reward_heads.T, strict=True)
-    return replace(params, entropies={name: float(rating_entropy(r)) for name, r in columns})
+def weights_by_name(head_names: tuple[str, ...], params: Params) -> dict[str, float]:
+    """The weight of each head, by name."""
+    return dict(zip(head_names, head_weights(params, head_names).tolist(), strict=True))
+
+
+def fit(entropies: Mapping[str, float], params: Params) -> Params:
+    """`params` with the entropy of each head's ratings; as they are where given already."""
+    return params if params.entropies else replace(params, entropies=dict(entropies))
 
 
 def compose_rewards(batch: Batch, params: Params) -> Tensor:
@@ -83,9 +76,11 @@ METHOD = Method(
     advantages=grpo.advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.sequence_mean,
+    about="reward",
     compose_rewards=compose_rewards,
     fit=fit,
     loss_needs=optional_columns,
+    head_weights=weights_by_name,
     paper="arXiv 2503.20995",
     equation="r_i = sum_k w_k psi_{i,k}, w = softmax(-H / tau); GRPO",
 )

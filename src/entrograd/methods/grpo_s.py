@@ -60,6 +60,11 @@ def advantages(batch: Batch, params: Params) -> Tensor:
     return to_tokens(torch.where(has_signal(batch), scores, 0.0), batch)
 
 
+def working(batch: Batch, params: Params) -> dict[str, Tensor]:
+    """The shaped rewards."""
+    return {"shaped_rewards": shaped_rewards(batch, params)}
+
+
 def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Params) -> Tensor:
     """[B, T] -min(w_i A, clip(w_i) A), w_i = mean_t rho_t (Eq. 10 and 11)."""
     ratio = surrogate.arithmetic_ratio(logprobs, batch.old_logprobs, batch.completion_mask)
@@ -75,6 +80,9 @@ METHOD = Method(
     policy_loss=policy_loss,
     aggregate=aggregate.sequence_mean,
     loss_needs=optional_columns,
+    ratio=surrogate.arithmetic_ratio,
+    working=working,
+    by_correctness=True,
     paper="arXiv 2508.04349",
     equation="O+: b1 r_i + b2 Hbar_i/sum(Hbar) n;  O-: -b1 - b2 (1/Hbar)/sum(1/Hbar) m;  z-score",
 )

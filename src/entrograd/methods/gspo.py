@@ -53,7 +53,9 @@ METHOD = Method(
     advantages=advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.sequence_mean,
+    about="loss",
     loss_needs=optional_columns,
+    ratio=surrogate.geometric_ratio,
     paper="arXiv 2507.18071",
     equation="s_i = exp(mean_t log rho); mean_i min(s_i A_i, clip(s_i) A_i)",
 )

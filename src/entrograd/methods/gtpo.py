@@ -120,6 +120,11 @@ def advantages(batch: Batch, params: Params) -> Tensor:
     return torch.where(has_signal(batch)[:, None], scores, 0.0).to(batch.rewards.dtype)
 
 
+def working(batch: Batch, params: Params) -> dict[str, Tensor]:
+    """The shaped rewards."""
+    return {"shaped_rewards": shaped_rewards(batch, params)}
+
+
 def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Params) -> Tensor:
     """[B, T] -min(rho A, clip(rho) A) (Eq. 7), averaged over all tokens of the batch."""
     ratio = surrogate.token_ratio(logprobs, batch.old_logprobs, batch.completion_mask)
@@ -135,6 +140,8 @@ METHOD = Method(
     policy_loss=policy_loss,
     aggregate=aggregate.token_mean,
     loss_needs=optional_columns,
+    working=working,
+    by_correctness=True,
     paper="arXiv 2508.04349",
     equation="O+: a1 r_i + a2 H/sum(H) d_t;  O-: -a1 - a2 (1/H)/sum(1/H) h_t;  z-score of tokens",
 )

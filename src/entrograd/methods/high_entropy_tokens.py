@@ -47,6 +47,11 @@ def advantages(batch: Batch, params: Params) -> Tensor:
     return standardised(batch, params.epsilon) * kept_tokens(batch, params.share)
 
 
+def working(batch: Batch, params: Params) -> dict[str, Tensor]:
+    """Which tokens are kept."""
+    return {"kept": kept_tokens(batch, params.share)}
+
+
 METHOD = Method(
     name="high_entropy_tokens",
     params=Params,
@@ -55,6 +60,7 @@ METHOD = Method(
     policy_loss=policy_loss,
     aggregate=aggregate.token_mean,
     loss_needs=optional_columns,
+    working=working,
     paper="arXiv 2506.01939",
     equation="A_i [H_{i,t} >= (1 - share)-quantile]; DAPO's loss over all tokens",
 )

@@ -21,7 +21,12 @@ from entrograd.methods.dr_grpo import Params as DrGrpoParams
 from entrograd.methods.dr_grpo import advantages, policy_loss
 from entrograd.methods.options import NonNegative, optional_columns
 from entrograd.numerics import aggregate, groups, masked
-from entrograd.numerics.semantic_entropy import Estimator, semantic_entropy
+from entrograd.numerics.semantic_entropy import (
+    Estimator,
+    cluster_shares,
+    semantic_entropy,
+    sequence_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,15 @@ class Params(DrGrpoParams):
     gamma: NonNegative = 2.0
 
 
+def mean_logprobs(batch: Batch) -> Tensor:
+    """[B] ell_i = mean_t log pi_old(o_{i,t}), nats, float64."""
+    return masked.means(batch.old_logprobs.double(), batch.completion_mask)
+
+
 def group_entropy(batch: Batch, estimator: Estimator) -> Tensor:
     """[B] the semantic entropy of each completion's group in nats, float64."""
-    mean_logprobs = masked.means(batch.old_logprobs.double(), batch.completion_mask)
-    return semantic_entropy(mean_logprobs, batch.groups, batch.require("cluster_ids"), estimator)
+    clusters = batch.require("cluster_ids")
+    return semantic_entropy(mean_logprobs(batch), batch.groups, clusters, estimator)
 
 
 def decay(x: Tensor, params: Params) -> Tensor:
@@ -62,6 +72,18 @@ def modulate(batch: Batch, params: Params) -> Tensor:
     return torch.where(largest > 0, decay(x, params), 1.0).to(batch.rewards.dtype)
 
 
+def working(batch: Batch, params: Params) -> dict[str, Tensor]:
+    """The mass of each completion's cluster, the group's semantic entropy and the multiplier."""
+    weights = sequence_weights(mean_logprobs(batch), batch.groups)
+    if params.estimator == "discrete":
+        weights = torch.ones_like(weights)
+    return {
+        "cluster_mass": cluster_shares(weights, batch.groups, batch.require("cluster_ids")),
+        "semantic_entropy": group_entropy(batch, params.estimator),
+        "multiplier": modulate(batch, params),
+    }
+
+
 def needs(params: Params) -> frozenset[str]:
     """The answer clusters, and the likelihoods that weigh them unless counts do."""
     columns = {"cluster_id", "old_logprobs"}
@@ -75,9 +97,11 @@ METHOD = Method(
     advantages=advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.constant_length,
+    about="modulation",
     modulate=modulate,
     needs_for=needs,
     loss_needs=optional_columns,
+    working=working,
     paper="arXiv 2505.12346v1",
     equation="A_i = (r_i - mean r) * f(alpha * SE / ln G)",
 )

@@ -40,6 +40,11 @@ def compose_rewards(batch: Batch, params: Params) -> Tensor:
     return composed.to(batch.rewards.dtype)
 
 
+def weights_by_name(head_names: tuple[str, ...], params: Params) -> dict[str, float]:
+    """The weight of the graded reward and of each head, by name."""
+    return {name: params.weights.get(name, 0.0) for name in ("reward", *head_names)}
+
+
 def needs(params: Params) -> frozenset[str]:
     """The reward heads, where any is weighed."""
     return frozenset({"reward_heads"} if set(params.weights) - {"reward"} else ())
@@ -52,9 +57,11 @@ METHOD = Method(
     advantages=grpo.advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.sequence_mean,
+    about="reward",
     compose_rewards=compose_rewards,
     needs_for=needs,
     loss_needs=optional_columns,
+    head_weights=weights_by_name,
     paper="fixed weights; the plain baseline of arXiv 2503.20995",
     equation="r_i = sum_k w_k psi_{i,k}, w fixed; GRPO",
 )

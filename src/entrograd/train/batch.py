@@ -65,6 +65,8 @@ def examples(rows: Sequence[Mapping[str, Any]], device: torch.device) -> Example
         cluster_ids=torch.tensor([row["cluster_id"] for row in rows], device=device),
         sampling_logprobs=column("sampling_logprobs"),
         segment_ids=column("segment_ids"),
+        ref_logprobs=column("ref_logprobs"),
+        token_scores=column("token_scores"),
         reward_heads=torch.tensor([[h["value"] for h in row or ()] for row in heads], device=device)
         if named
         else None,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from entrograd import io
+from entrograd.annotate.reward_weights import head_entropies, head_values
 from entrograd.errors import InputError
 from entrograd.methods import recipe as choose
 from entrograd.methods.base import Recipe
@@ -17,7 +18,9 @@ from entrograd.params import MethodParams, Sampling, TrainOfflineParams
 from entrograd.progress import progress
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
-from entrograd.train.setup import Policy, bad_batch_kept, check_columns
+from entrograd.train.needs import check_columns, check_needs, with_heads
+from entrograd.train.reference import load_reference
+from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
 
 log = logging.getLogger("entrograd")
@@ -33,18 +36,28 @@ def train_offline(
     out: Path,
     curve: Path,
     resume: Path,
+    *,
+    reward_heads: Path | None = None,
 ) -> str:
     """Train the model in `model` on the annotated table; write weights and learning curve.
 
     The ratio's denominator is the stored `old_logprobs`; temperature and length limit are those
-    the table's provenance says it was sampled with. Unfinished work in `resume` is continued.
+    the table's provenance says it was sampled with. ENCORE's entropies are those in
+    `reward_heads`, or without that file the table's own. Unfinished work in `resume` is continued.
     Returns the one-line result.
     """
     recipe = choose(method)
+    check_needs(recipe, "train_offline", params.reference, None)
     groups = read_groups(annotated, recipe)
+    rows = [row for group in groups for row in group]
+    ratings = head_values(rows, str(annotated))
+    recipe = with_heads(recipe, ratings, head_entropies(ratings, reward_heads, len(rows)))
     plan = schedule(len(groups), params)
     policy = Policy(model, params.dtype, params.device, params.optimizer, len(plan))
     settings = step_settings(annotated, groups, params.token_budget)
+    if reference := load_reference(recipe, params.reference, policy.model, params.dtype, settings):
+        reference.add_logprobs(rows)
+        del reference
     checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer)
     state = checkpoints.restore()
     with progress(len(plan), "steps", "train_offline", policy.optimizer.done) as bar:

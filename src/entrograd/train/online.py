@@ -12,6 +12,7 @@ import numpy as np
 from entrograd import io
 from entrograd.annotate.annotate import annotate_rows
 from entrograd.annotate.clusters import Clusterer, clusterer
+from entrograd.annotate.reward_weights import read_entropies
 from entrograd.methods import recipe as choose
 from entrograd.models.forward import score
 from entrograd.models.load import load_tokenizer
@@ -22,19 +23,32 @@ from entrograd.rollout.engines import open_engine
 from entrograd.rollout.rollout import group_requests, rollout_rows, training_prompts
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
+from entrograd.train.needs import check_columns, check_needs, with_heads
+from entrograd.train.reference import load_reference
 from entrograd.train.rounds import PromptOrder, Round, Rounds, round_seed
-from entrograd.train.setup import Policy, bad_batch_kept, check_columns
+from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
 from entrograd.verify.grade import Grader
 
 
 def train_online(
-    params: Params, model: Path, prompts: Path, out: Path, rounds: Path, curve: Path, resume: Path
+    params: Params,
+    model: Path,
+    prompts: Path,
+    out: Path,
+    rounds: Path,
+    curve: Path,
+    resume: Path,
+    *,
+    reward_heads: Path | None = None,
 ) -> str:
     """Train the model in `model` on completions it draws itself; write weights, every round's
-    annotated rollouts (a shard a round) and the learning curve. Unfinished work in `resume` is
-    continued. Returns the one-line result."""
+    annotated rollouts (a shard a round) and the learning curve. ENCORE's entropies are those in
+    `reward_heads`. Unfinished work in `resume` is continued. Returns the one-line result."""
     online, recipe = params.train_online, choose(params.method)
+    heads = tuple(params.annotate.heads)
+    check_needs(recipe, "train_online", online.reference, heads)
+    recipe = with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
     tokenizer = load_tokenizer(model)
     rows = training_prompts(prompts, None)
     known = {row["prompt_id"]: row for row in rows}
@@ -50,6 +64,8 @@ def train_online(
     temperature = sampling.temperature or 1.0
     settings = StepSettings(temperature, sampling.max_new_tokens, online.token_budget)
     kept = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
+
+    reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
 
     def scores(chunk: Sequence[Mapping[str, Any]]) -> list[tuple[list[float], list[float]]]:
         return score(
@@ -91,6 +107,8 @@ def train_online(
                     order.restore(drawn.order)
                 else:
                     drawn = kept.write(number, draw(number, engine, grader, cluster))
+            if reference:
+                reference.add_logprobs(drawn.rows)
             with bad_batch_kept(drawn.rows, resume):
                 batch = examples(drawn.rows, policy.model.device)
                 measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)

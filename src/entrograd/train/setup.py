@@ -1,8 +1,8 @@
-"""What offline and online training share: the model with its optimiser, and the columns check."""
+"""What offline and online training share: the model with its optimiser."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from entrograd import io
-from entrograd.errors import InputError, NonFiniteError
-from entrograd.methods.base import Recipe
+from entrograd.errors import NonFiniteError
 from entrograd.models.load import load_model, resolve_device, resolve_dtype, write
 from entrograd.params import Optimizer as OptimizerParams
 from entrograd.train.optimizer import Optimizer
@@ -62,14 +61,3 @@ def bad_batch_kept(rows: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[
             f"{error}. The update was not made; its batch is in {path}. Lower optimizer.lr, "
             "compute in float32 (dtype), or leave those prompts out"
         ) from None
-
-
-def check_columns(recipe: Recipe, rows: Iterable[Mapping[str, Any]], where: str) -> None:
-    """InputError, before anything runs, where a column the method needs is empty in some row."""
-    for number, row in enumerate(rows):
-        for column in sorted(recipe.needs):
-            if row.get(column) in (None, []):
-                raise InputError(
-                    f"{where}: row {number}: {column} is empty and method {recipe.name} needs it; "
-                    "annotate the rollouts with it or choose another method"
-                )

@@ -1,0 +1,89 @@
+"""What ENCORE knows of each reward head: the entropy of its ratings over the annotated data set,
+computed once and stored, so that offline and online training weigh the heads alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entrograd import io
+from entrograd.errors import InputError
+from entrograd.numerics.ratings import rating_entropy, weights
+
+TAU = 2.0  # ENCORE's own (arXiv 2503.20995); method.encore.tau may weigh the same entropies anew
+
+
+def head_values(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Tensor]:
+    """[N] ratings of each head over rows of schema `annotated`, by name, float64; {} without heads.
+
+    InputError names the first row whose heads are not those of the first row.
+    """
+    found = [row["reward_heads"] or () for row in rows]
+    names = [head["name"] for head in found[0]]
+    for row, heads in zip(rows, found, strict=True):
+        if [head["name"] for head in heads] != names:
+            raise InputError(
+                f"{where}: prompt {row['prompt_id']} sample {row['sample_index']} has the reward "
+                f"heads {[head['name'] for head in heads]}, the first row {names}; annotate all "
+                "rollouts with the same ones"
+            )
+    return {
+        name: torch.tensor([heads[k]["value"] for heads in found], dtype=torch.float64)
+        for k, name in enumerate(names)
+    }
+
+
+def summarise_heads(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of results/reward_heads.json: for each head the share of completions at each
+    rating, their mean, their entropy (nats) and ENCORE's weight at tau 2."""
+    ratings = head_values(rows, "annotated")
+    entropies = [float(rating_entropy(column)) for column in ratings.values()]
+    weight = weights(torch.tensor(entropies), TAU).tolist()
+    return {
+        "completions": len(rows),
+        "tau": TAU,
+        "heads": {
+            name: {
+                "mean": float(column.mean()),
+                "entropy": entropies[k],
+                "weight": weight[k],
+                "ratings": _shares(column),
+            }
+            for k, (name, column) in enumerate(ratings.items())
+        },
+    }
+
+
+def read_entropies(path: Path, completions: int | None = None) -> dict[str, float]:
+    """H_k (nats) by head from a file that `summarise_heads` made, of so many completions."""
+    data = io.read_json(path)
+    try:
+        entropies = {name: float(head["entropy"]) for name, head in data["heads"].items()}
+        counted = int(data["completions"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{path}: not the reward heads that stage annotate writes") from None
+    if completions is not None and counted != completions:
+        raise InputError(
+            f"{path}: measured on {counted} completions, the table has {completions}; give the "
+            "file of that table, or '' to have its ratings measured"
+        )
+    return entropies
+
+
+def head_entropies(
+    ratings: Mapping[str, Tensor], path: Path | None, completions: int
+) -> dict[str, float]:
+    """H_k (nats) by head as stored in `path`, or of the `ratings` where there is no file."""
+    if path is not None:
+        return read_entropies(path, completions)
+    return {name: float(rating_entropy(column)) for name, column in ratings.items()}
+
+
+def _shares(ratings: Tensor) -> dict[str, float]:
+    found, counts = torch.unique(ratings, return_counts=True)
+    shares = counts.double() / len(ratings)
+    return {f"{v:g}": s for v, s in zip(found.tolist(), shares.tolist(), strict=True)}
