@@ -39,13 +39,15 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     if sampling.temperature == 0:
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
     scaled = filter_logits(logits.float() / sampling.temperature, sampling)
-    logprobs = torch.log_softmax(scaled, -1)
-    tokens = invert_cumulative(logprobs.exp(), uniform)
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+    largest = scaled.amax(-1, keepdim=True)
+    tokens, total = invert_cumulative((scaled - largest).exp_(), uniform)
+    chosen = scaled.gather(-1, tokens[:, None]) - largest
+    return tokens, (chosen[:, 0].double() - total.log()).float()
 
 
-def invert_cumulative(weights: Tensor, uniform: Tensor) -> Tensor:
-    """[B] the first token whose cumulative weight exceeds `uniform` times the row's total.
+def invert_cumulative(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] the first token whose cumulative weight exceeds `uniform` times the row's total, and
+    [B] float64 that total.
 
     First over sums of blocks of tokens, then within the block where the point falls, both in
     float64: one pass over the vocabulary, and a token of weight 0 is never taken.
@@ -55,7 +57,8 @@ def invert_cumulative(weights: Tensor, uniform: Tensor) -> Tensor:
         uniform: [B] float64 in [0, 1).
     """
     spare = -weights.shape[-1] % BLOCK
-    blocks = torch.nn.functional.pad(weights, (0, spare)).unflatten(-1, (-1, BLOCK))
+    padded = torch.nn.functional.pad(weights, (0, spare)) if spare else weights
+    blocks = padded.unflatten(-1, (-1, BLOCK))
     ends = blocks.sum(-1).double().cumsum(-1)
     point = uniform.to(ends.device)[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, point, right=True).clamp_max(ends.shape[-1] - 1)
@@ -64,7 +67,7 @@ def invert_cumulative(weights: Tensor, uniform: Tensor) -> Tensor:
     within = blocks[row, block[:, 0]].double().cumsum(-1)
     place = torch.searchsorted(within, point - before, right=True)[:, 0]
     last = (blocks[row, block[:, 0]] > 0).long().mul(torch.arange(BLOCK, device=row.device))
-    return block[:, 0] * BLOCK + torch.minimum(place, last.amax(-1))
+    return block[:, 0] * BLOCK + torch.minimum(place, last.amax(-1)), ends[:, -1]
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -1,0 +1,150 @@
+"""The key-value cache of one decoding step: a row a running completion, each with its own length.
+
+The states live in buffers with room to spare: a step writes one place a row and copies nothing
+else, a finished row is overwritten by the last one, and waiting prompts enter at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, DynamicLayer
+
+CHUNK = 64  # places a buffer grows by
+
+
+class _Layer(DynamicLayer):
+    """One layer's buffers, [rows to spare, H, places to spare, D]."""
+
+    keys: Any
+    values: Any
+
+    def __init__(self, cache: RowCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
+        """Write one state a row behind its others; all states of the rows so far."""
+        lengths, width = self.cache.lengths, self.cache.width
+        rows = torch.arange(len(lengths), device=lengths.device)
+        self.keys[rows, :, lengths] = key_states[:, :, 0]
+        self.values[rows, :, lengths] = value_states[:, :, 0]
+        return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
+
+    def reserve(self, rows: int, places: int, like: Any) -> None:
+        """Room for `rows` rows of `places` states in the dtype and shape of `like`."""
+        have = self.keys.shape if self.is_initialized else (0, 0, 0, 0)
+        if have[0] >= rows and have[2] >= places:
+            return
+        shape = (max(rows, have[0]), like.keys.shape[1], max(places, have[2]))
+        for name in ("keys", "values"):
+            grown = getattr(like, name).new_zeros(*shape, getattr(like, name).shape[-1])
+            if self.is_initialized:
+                grown[: have[0], :, : have[2]] = getattr(self, name)
+            setattr(self, name, grown)
+        self.is_initialized = True
+
+
+class RowCache(Cache):
+    """Key-value cache of rows of different lengths.
+
+    lengths: [R] long, cached states of each row; `width` is the widest row's after the next step.
+    """
+
+    def __init__(self, layers: int, device: torch.device) -> None:
+        self.buffers = [_Layer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.buffers))
+        self.lengths = torch.zeros(0, dtype=torch.long, device=device)
+        self.width = 0
+
+    def append(self, prefix: Any, rows: Tensor) -> None:
+        """New rows, each a copy of the computed prompt (models.forward.Prefix) at `rows`."""
+        old, count = len(self.lengths), len(rows)
+        self.lengths = torch.cat([self.lengths, prefix.lengths[rows]])
+        places = prefix.mask.shape[1]
+        self.reserve(places, prefix.cache.layers)
+        for layer, source in zip(self.buffers, prefix.cache.layers, strict=True):
+            layer.keys[old : old + count, :, :places] = source.keys[rows]
+            layer.values[old : old + count, :, :places] = source.values[rows]
+
+    def reserve(self, places: int, like: Sequence[Any] | None = None) -> None:
+        """Room for `places` states in every row."""
+        places = -(-places // CHUNK) * CHUNK
+        for layer, source in zip(self.buffers, like or self.buffers, strict=True):
+            layer.reserve(len(self.lengths), places, source)
+
+    def drop(self, rows: list[int]) -> list[int]:
+        """Remove rows. Returns the order left: at each place the former row that stands there."""
+        order = list(range(len(self.lengths)))
+        for row in sorted(rows, reverse=True):
+            order[row] = order[-1]
+            order.pop()
+        moved = [(new, old) for new, old in enumerate(order) if new != old]
+        if moved:
+            into, source = torch.tensor(moved, device=self.lengths.device).T
+            for layer in self.buffers:
+                layer.keys[into, :, : self.width] = layer.keys[source, :, : self.width]
+                layer.values[into, :, : self.width] = layer.values[source, :, : self.width]
+        self.lengths = self.lengths[torch.tensor(order, dtype=torch.long)]
+        return order
+
+    @contextmanager
+    def step(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """One decoding step, on the mask [R, 1, 1, W] it yields: 0 at a row's states, the new one
+        among them, and -inf beyond."""
+        self.width = int(self.lengths.max()) + 1
+        self.reserve(self.width)
+        place = torch.arange(self.width, device=self.lengths.device)
+        mask = torch.zeros(len(self.lengths), self.width, dtype=dtype, device=place.device)
+        mask.masked_fill_(place > self.lengths[:, None], -torch.inf)
+        yield mask[:, None, None]
+        self.lengths = self.lengths + 1
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - transformers' signature
+        """States of the widest row."""
+        return self.width
+
+
+def grouped_attention(
+    module: Any,  # noqa: ARG001 - transformers' signature
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one new token a row. The query heads that share a key head are taken as that
+    head's queries, so no key is ever repeated.
+
+    query [R, H * G, 1, D]; key, value [R, H, W, D]; returns [R, 1, H * G, D].
+    """
+    rows, heads, _one, size = query.shape
+    grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)
+    output = scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return output.reshape(rows, 1, heads, -1), None
+
+
+AttentionInterface.register("entrograd_grouped", grouped_attention)
+
+
+@contextmanager
+def grouped_decoding(model: Any) -> Iterator[None]:
+    """The model's attention is `grouped_attention`, where it calls one through transformers'
+    interface as plain softmax attention does."""
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    if before == "sdpa":
+        config._attn_implementation = "entrograd_grouped"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
