@@ -3,10 +3,14 @@ answer graph's entropy by hand."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import math
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +28,7 @@ from entrograd.annotate.clusters import (
 )
 from entrograd.annotate.encoders import load_embedder, load_judge
 from entrograd.annotate.semantic_entropy import kernel_language
+from entrograd.cli import main
 from entrograd.errors import InputError
 from entrograd.executor import Outcome
 from entrograd.params import AnswerClusters, EmbeddingClusters, EntailmentClusters
@@ -257,6 +262,94 @@ class TestKernelLanguageEntropy:
         expected = -sum(p * math.log(p) for p in shares)
         path = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
         assert kernel_language(path) == pytest.approx(expected, abs=1e-6)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def cluster(path: Path, *options: str) -> list[dict[str, Any]]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["cluster", str(path), *options]) == 0
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+class TestCommand:
+    ROWS = (
+        {
+            "problem": "p",
+            "completions": [r"\boxed{1}", "The answer is 1.", "2", "\n\n"],
+            # ell -.1 -.2 -.3 -.4, clusters 0 0 1 2: methods.md has the numbers.
+            "logprobs": [[-0.1, -0.1], [-0.3, -0.1], [-0.3], [-0.4]],
+            "extra": {"kept": True},
+        },
+        {"problem": "q", "completions": [r"\boxed{\sqrt{12}}", r"\boxed{2\sqrt{3}}"]},
+    )
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.ROWS))
+        return path
+
+    def test_rows_with_clusters_and_entropies(self, file: Path) -> None:
+        first, second = cluster(file)
+        assert {key: first[key] for key in self.ROWS[0]} == self.ROWS[0]
+        assert first["cluster_ids"] == [0, 0, 1, 2]
+        assert first["semantic_entropy"] == pytest.approx(
+            {"rao": 0.9996414, "discrete": 1.0397208, "paper": 1.1944033}, abs=5e-8
+        )
+        # One edge of weight 2 beside two lone nodes: e^0 three times and e^-1.2.
+        shares = [1 / (3 + math.exp(-1.2))] * 3 + [math.exp(-1.2) / (3 + math.exp(-1.2))]
+        assert first["kernel_language_entropy"] == pytest.approx(
+            -sum(p * math.log(p) for p in shares)
+        )
+        assert second["cluster_ids"] == [0, 1]
+        assert second["semantic_entropy"] == pytest.approx(
+            {"discrete": math.log(2), "paper": math.log(2)}
+        )
+
+    def test_mathematical_match(self, file: Path) -> None:
+        assert [row["cluster_ids"] for row in cluster(file, "--match", "mathematical")] == [
+            [0, 0, 1, 2],
+            [0, 0],
+        ]
+
+    def test_a_model_of_ones_own(self, file: Path, bert: Path) -> None:
+        rows = cluster(file, "--by", "entailment", "--model", f"path:{bert}", "--text", "answer")
+        assert [len(row["cluster_ids"]) for row in rows] == [4, 2]
+        assert rows[0]["cluster_ids"][3] not in rows[0]["cluster_ids"][:3]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('{"completions": ["1"]}', "line 1: problem is not a string"),
+            ('{"problem": "p", "completions": []}', "line 1: completions are not a list"),
+            ('{"problem": "p", "completions": ["1"], "logprobs": [[]]}', "logprobs are not 1 list"),
+            ('{"problem": "p", "completions": ["1"], "logprobs": [[NaN]]}', "finite numbers"),
+            ("[1]", "line 1: not a JSON object"),
+        ],
+    )
+    def test_bad_rows(
+        self, tmp_path: Path, line: str, message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "bad.jsonl").write_text(line + "\n")
+        assert main(["cluster", str(tmp_path / "bad.jsonl")]) == 2
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--by", "embedding"], "--by embedding needs --model"),
+            (["--threshold", "0.5"], "threshold: unknown key; allowed here: kind, match"),
+            (["--params", "params.yaml", "--by", "answer"], "leave the other options out"),
+        ],
+    )
+    def test_bad_options(
+        self, file: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["cluster", str(file), *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 # --- real models -----------------------------------------------------------------------------

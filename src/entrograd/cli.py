@@ -113,6 +113,62 @@ def _grade(arguments: argparse.Namespace) -> None:
             print(json.dumps(row))  # in ASCII: what a model wrote cannot reach the terminal
 
 
+# --- cluster ---------------------------------------------------------------------------------
+
+
+def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE.jsonl", help="problem, completions, optional logprobs; a row a line"
+    )
+    parser.add_argument(
+        "--by", choices=["answer", "embedding", "entailment"], help="what is compared (answer)"
+    )
+    parser.add_argument("--match", choices=["exact", "mathematical"], help="of answers (exact)")
+    parser.add_argument("--model", metavar="REFERENCE", help="of embedding and entailment")
+    parser.add_argument("--threshold", type=float, metavar="COSINE", help="of embedding (0.85)")
+    parser.add_argument(
+        "--text", choices=["completion", "answer"], help="of embedding and entailment (completion)"
+    )
+    parser.add_argument("--device", default="auto", help="of the model (%(default)s)")
+    parser.add_argument(
+        "--params",
+        metavar="PARAMS.yaml",
+        help="cluster as section annotate of this file says, instead of the options above",
+    )
+
+
+def _cluster(arguments: argparse.Namespace) -> None:
+    from entrograd import params
+    from entrograd.annotate.clusters import clusterer
+    from entrograd.annotate.rows import cluster_file
+    from entrograd.stage import QUIET
+    from entrograd.verify.grade import Grader
+
+    options = {
+        key: getattr(arguments, key)
+        for key in ("match", "model", "threshold", "text")
+        if getattr(arguments, key) is not None
+    }
+    if arguments.params:
+        if options or arguments.by:
+            raise InputError("--params says how to cluster; leave the other options out")
+        chosen = params.read(arguments.params).annotate
+    else:
+        kind = arguments.by or "answer"
+        if kind != "answer" and arguments.model is None:
+            raise InputError(f"--by {kind} needs --model REFERENCE")
+        clusters = {"kind": kind, **options}
+        try:
+            chosen = params.check(params.AnnotateParams, {"clusters": clusters}, "")
+        except InputError as error:
+            raise InputError(str(error).replace("params.yaml: ", "")) from None
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    with Grader(chosen.grader) as grader:
+        cluster = clusterer(chosen.clusters, grader, arguments.device)
+        for row in cluster_file(arguments.file, cluster, chosen.grader.extraction):
+            print(json.dumps(row))
+
+
 # --- explain, methods ------------------------------------------------------------------------
 
 
@@ -187,6 +243,11 @@ COMMANDS = {
         "the rows of a JSONL file with reward, extracted answer and status",
         _grade_arguments,
         _grade,
+    ),
+    "cluster": Command(
+        "the rows of a JSONL file with clusters and semantic entropy",
+        _cluster_arguments,
+        _cluster,
     ),
     "overlap": Command("training problems that overlap benchmarks", _overlap_arguments, _overlap),
     "explain": Command("what a method does to one group", _explain_arguments, _explain),

@@ -123,12 +123,12 @@ TABLES = {
 }
 
 
-def validate(table: pa.Table, name: str, where: str) -> pa.Table:
+def validate(table: pa.Table, name: str, where: str, first_row: int = 0) -> pa.Table:
     """`table` with exactly the columns of schema `name`, in order and type.
 
     Columns beyond the schema are dropped, absent nullable ones are filled with nulls; integer
     and float widths are cast where no value changes. InputError names the file (`where`), the
-    column, and for a bad value its row.
+    column, and for a bad value its row, `table` beginning at `first_row` of the file.
     """
     schema, columns = TABLES[name], []
     for field in schema:
@@ -149,7 +149,7 @@ def validate(table: pa.Table, name: str, where: str) -> pa.Table:
                     f"{where}: column {field.name} is {column.type}, expected {field.type}: {error}"
                 ) from None
         if not field.nullable and column.null_count:
-            row = column.is_null().to_pylist().index(True)
+            row = first_row + column.is_null().to_pylist().index(True)
             raise InputError(f"{where}: row {row}: {field.name} is null; give it a value")
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)

@@ -105,8 +105,10 @@ def read_pieces(pieces: Sequence[Piece], wanted: Sequence[bool]) -> Iterator[Row
                 waiting.append(next(batches))
             table = pa.concat_tables(waiting)
             part, waiting = table.slice(0, pieces[i].rows), [table.slice(pieces[i].rows)]
-            where = f"{file}: from row {row}" if row else str(file)
-            yield schemas.validate(part, "completions", where).to_pylist() if wanted[i] else None
+            if wanted[i]:
+                yield schemas.validate(part, "completions", str(file), row).to_pylist()
+            else:
+                yield None
             row += pieces[i].rows
 
 
@@ -173,7 +175,7 @@ def _columns(file: Path) -> tuple[list[str], list[int]]:
     measured = ("prompt_ids", "completion_ids", "completion_text")
     try:
         for table in _batches(file, ["prompt_id", *measured]):
-            table = schemas.validate(table, "completions", str(file))
+            table = schemas.validate(table, "completions", str(file), len(names))
             names += table["prompt_id"].to_pylist()
             text = pc.divide(pc.binary_length(table["completion_text"]), _BYTES_A_TOKEN)
             tokens = pc.coalesce(pc.list_value_length(table["completion_ids"]), text)

@@ -25,7 +25,7 @@ def grade_file(path: Path | str, grader: Grader) -> Iterator[Row]:
     `completions`). Added are `reward`, `extracted`, `reward_status` and `extraction_rule`, lists
     where there were completions. InputError names the line that cannot be graded.
     """
-    for batch in _batches(Path(path)):
+    for batch in batches(Path(path)):
         items = [_items(row, f"{path}: line {number}") for number, row in batch]
         grades = iter(grader.grade([item for of_row in items for item in of_row]))
         for (_, row), of_row in zip(batch, items, strict=True):
@@ -42,7 +42,9 @@ def _columns(grades: Sequence[Grade], several: bool) -> Row:
     return columns if several else {name: values[0] for name, values in columns.items()}
 
 
-def _batches(path: Path) -> Iterator[list[tuple[int, Row]]]:
+def batches(path: Path) -> Iterator[list[tuple[int, Row]]]:
+    """The rows of a JSONL file with their line numbers, some at a time. InputError names a line
+    that is not a JSON object."""
     batch: list[tuple[int, Row]] = []
     size = 0
     try:
