@@ -55,6 +55,7 @@ def run(place: Path, prompts: Path, rollouts: Path, model: Path, **other: Any) -
         place / "annotated",
         place / "groups.parquet",
         place / "annotate.json",
+        place / "reward_heads.json",
         place / "resume",
     )
     return place / "annotated"

@@ -145,7 +145,7 @@ H = {"format": 0.6931472, "brevity": 0.6365142}
 
 class TestWeights:
     def test_summary(self, tmp_path: Path) -> None:
-        found = summarise_heads(RATED)
+        found = summarise_heads([RATED[:2], RATED[2:]])
         assert (found["completions"], found["tau"]) == (6, 2.0)
         assert found["heads"]["format"]["ratings"] == {"0": 0.5, "1": 0.5}
         assert found["heads"]["brevity"]["ratings"] == pytest.approx({"0.5": 1 / 3, "1": 2 / 3})
@@ -165,7 +165,7 @@ class TestWeights:
             read_entropies(tmp_path / "other.json")
 
     def test_no_heads(self) -> None:
-        assert summarise_heads(annotated_rows())["heads"] == {}
+        assert summarise_heads([annotated_rows()])["heads"] == {}
 
     def test_rows_with_other_heads_are_named(self) -> None:
         rows = rated(*[(1, 1)] * 6)
@@ -175,6 +175,8 @@ class TestWeights:
         rows[4]["reward_heads"] = None
         with pytest.raises(InputError, match="p1 sample 1"):
             head_values(rows, "t")
+        with pytest.raises(InputError, match=r"prompt p1 has the reward heads \[\], the first"):
+            summarise_heads([rows[:4], rows[4:5]])
 
     def test_batch_columns(self) -> None:
         batch = examples(RATED, torch.device("cpu")).batch
@@ -193,7 +195,7 @@ class TestStages:
         assert [row["reward_heads"][0]["value"] for row in rows[:4]] == [1.0, 1.0, 0.5, 1.0]
         assert [head["name"] for head in rows[0]["reward_heads"]] == ["format", "short"]
         stored = io.read_json(tmp_path / "out/reward_heads.json")
-        assert stored == summarise_heads(rows)
+        assert stored == summarise_heads([rows])
         assert stored["heads"]["short"]["entropy"] == 0.0
 
     def test_no_heads_by_default(self, tiny_model: Path, tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ class TestStages:
     def test_offline_encore_reads_the_stored_entropies(
         self, tiny_model: Path, tmp_path: Path
     ) -> None:
-        io.write_json(tmp_path / "h.json", summarise_heads(RATED))
+        io.write_json(tmp_path / "h.json", summarise_heads([RATED[:2], RATED[2:]]))
         read = self.train(tmp_path, tiny_model, {"name": "encore"}, tmp_path / "h.json")
         measured = self.train(tmp_path, tiny_model, {"name": "encore"}, None)
         assert read == measured

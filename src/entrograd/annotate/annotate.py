@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from entrograd import io
 from entrograd.annotate import semantic_entropy
@@ -160,7 +161,7 @@ def annotate(
     io.assemble(done, out, names)
     io.write_table(groups, table, "groups", **io.provenance(done / names[0]))
     io.write_json(summary, values)
-    io.write_json(reward_heads, summarise_heads(io.read_table(out, "annotated").to_pylist()))
+    io.write_json(reward_heads, summarise_heads(map(_rated, (out / s for s in names))))
     return (
         f"{values['completions']} completions of {values['groups']} prompts, "
         f"mean reward {values['mean_reward']:.3f}, "
@@ -229,6 +230,14 @@ def _check_groups(
 
 
 # --- tables and model ------------------------------------------------------------------------
+
+
+def _rated(shard: Path) -> Rows:
+    """The rows of a shard with what `summarise_heads` reads of them."""
+    rows: Rows = pq.read_table(
+        shard, columns=["prompt_id", "sample_index", "reward_heads"]
+    ).to_pylist()
+    return rows
 
 
 def _temperature(origin: Mapping[str, Any], rollouts: Path) -> float:

@@ -3,7 +3,7 @@ computed once and stored, so that offline and online training weigh the heads al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,27 @@ def head_values(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Tens
     }
 
 
-def summarise_heads(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise_heads(shards: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The numbers of results/reward_heads.json: for each head the share of completions at each
-    rating, their mean, their entropy (nats) and ENCORE's weight at tau 2."""
-    ratings = head_values(rows, "annotated")
+    rating, their mean, their entropy (nats) and ENCORE's weight at tau 2.
+
+    `shards`: rows of schema `annotated`, some at a time; of each a number a head is kept.
+    """
+    completions = 0
+    parts: list[dict[str, Tensor]] = []
+    for rows in shards:
+        parts.append(head_values(rows, "annotated"))
+        completions += len(rows)
+        if list(parts[-1]) != list(parts[0]):
+            raise InputError(
+                f"annotated: prompt {rows[0]['prompt_id']} has the reward heads {list(parts[-1])}, "
+                f"the first row {list(parts[0])}; annotate all rollouts with the same ones"
+            )
+    ratings = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     entropies = [float(rating_entropy(column)) for column in ratings.values()]
     weight = weights(torch.tensor(entropies), TAU).tolist()
     return {
-        "completions": len(rows),
+        "completions": completions,
         "tau": TAU,
         "heads": {
             name: {
