@@ -28,15 +28,16 @@ def resolve_device(device: str) -> torch.device:
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it fast, else float32.
 
-    A GPU of compute capability 8 or a CPU with AMX does; a CPU without runs bfloat16 products
-    several times slower than float32.
+    A GPU of compute capability 8, or a CPU with AMX or AVX512-BF16 does; a CPU without runs
+    bfloat16 products several times slower than float32. A property of the machine, not a timing:
+    the choice is the same in every run.
     """
     if dtype != "auto":
         return torch.float32 if dtype == "float32" else torch.bfloat16
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = torch.cpu._is_amx_tile_supported()
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
