@@ -47,7 +47,8 @@ def annotate_rows(
     Args:
         rows: of schema `rollouts`; rows of one prompt_id are a group.
         prompts: prompt_id -> its row of schema `prompts`.
-        score: rows -> (logprobs, entropies) of each, nats, one value a completion token.
+        score: rows, with their reward -> (logprobs, entropies) of each, nats, one value a
+            completion token.
         grader: an open Grader.
         cluster: what `clusterer` returned for `params.clusters`.
         params: section annotate.
@@ -70,7 +71,8 @@ def annotate_rows(
     )
     rates = heads.load(params.heads)
     ratings = [heads.ratings(rates, row["completion_text"]) for row in rows]
-    values = token_values(rows, score)
+    graded = [{**row, "reward": grade.reward} for row, grade in zip(rows, grades, strict=True)]
+    values = token_values(graded, score)
     clusterings = cluster(
         [
             Group(

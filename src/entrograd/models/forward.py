@@ -20,6 +20,7 @@ from entrograd.errors import InputError
 from entrograd.numerics.logprobs import logprobs_and_entropies
 
 Tokens = Sequence[int]
+TokenValues = tuple[list[float], list[float]]
 
 # A completion is computed with longer ones if it is at least this share of the longest among them.
 FILLED = 0.75
@@ -55,23 +56,29 @@ def score(
     completions: Sequence[Tokens],
     temperature: float,
     token_budget: int,
-) -> list[tuple[list[float], list[float]]]:
+) -> list[TokenValues]:
     """(logprobs, entropies) of each completion, in nats, without gradients.
 
     `token_budget` bounds the tokens of one forward pass (padding included). The order of the
     result is that of the arguments.
     """
-    result: list[tuple[list[float], list[float]]] = [([], [])] * len(prompts)
+    result: list[TokenValues] = [([], [])] * len(prompts)
     with torch.inference_mode():
         for rows in batches(prompts, completions, token_budget):
-            logprobs, entropies = completion_logprobs(
-                model, [prompts[i] for i in rows], [completions[i] for i in rows], temperature
-            )
-            lengths = [len(completions[i]) for i in rows]
-            parts = zip(logprobs.split(lengths), entropies.split(lengths), strict=True)
-            for row, (a, b) in zip(rows, parts, strict=True):
-                result[row] = a.tolist(), b.tolist()
+            chosen = [completions[i] for i in rows]
+            values = completion_logprobs(model, [prompts[i] for i in rows], chosen, temperature)
+            for row, lists in zip(rows, token_lists(*values, chosen), strict=True):
+                result[row] = lists
     return result
+
+
+def token_lists(
+    logprobs: Tensor, entropies: Tensor, completions: Sequence[Tokens]
+) -> list[TokenValues]:
+    """What `completion_logprobs` returned, completion by completion."""
+    lengths = [len(completion) for completion in completions]
+    parts = zip(logprobs.split(lengths), entropies.split(lengths), strict=True)
+    return [(a.tolist(), b.tolist()) for a, b in parts]
 
 
 def batches(

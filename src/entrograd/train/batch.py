@@ -81,17 +81,23 @@ def examples(rows: Sequence[Mapping[str, Any]], device: torch.device) -> Example
     )
 
 
-def micro_batches(examples: Examples, advantages: Tensor, token_budget: int) -> list[Tensor]:
-    """Row indexes of each micro-batch, at most `token_budget` tokens each.
+def micro_batches(
+    examples: Examples, advantages: Tensor, token_budget: int, first: Tensor | None = None
+) -> list[Tensor]:
+    """Row indexes of each micro-batch, at most `token_budget` tokens each; `first`, where given and
+    not without gradient as a whole, is the first of them as it is.
 
     Rows whose advantages are all zero add nothing to the gradient and are left out, unless a
     reference policy pulls on them; the denominators count them all the same.
     """
     active = (advantages != 0).any(-1) | (examples.batch.ref_logprobs is not None)
+    done = [] if first is None or not active[first].any() else [first]
+    if done:
+        active[first] = False
     kept = active.nonzero()[:, 0].tolist()
     planned = batches(
         [examples.prompt_ids[i] for i in kept],
         [examples.completion_ids[i] for i in kept],
         token_budget,
     )
-    return [torch.tensor([kept[i] for i in rows]) for rows in planned]
+    return done + [torch.tensor([kept[i] for i in rows]) for rows in planned]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +12,6 @@ from entrograd.annotate.annotate import annotate_rows
 from entrograd.annotate.clusters import Clusterer, clusterer
 from entrograd.annotate.reward_weights import read_entropies
 from entrograd.methods import recipe as choose
-from entrograd.models.forward import score
 from entrograd.models.load import load_tokenizer
 from entrograd.params import Params
 from entrograd.progress import progress
@@ -26,6 +23,7 @@ from entrograd.train.checkpoint import Checkpoints
 from entrograd.train.needs import check_columns, check_needs, with_heads
 from entrograd.train.reference import load_reference
 from entrograd.train.rounds import PromptOrder, Round, Rounds, round_seed
+from entrograd.train.scoring import Scoring
 from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
 from entrograd.verify.grade import Grader
@@ -66,15 +64,7 @@ def train_online(
     kept = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
 
     reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
-
-    def scores(chunk: Sequence[Mapping[str, Any]]) -> list[tuple[list[float], list[float]]]:
-        return score(
-            policy.model,
-            [row["prompt_ids"] for row in chunk],
-            [row["completion_ids"] for row in chunk],
-            temperature,
-            params.annotate.token_budget,
-        )
+    scoring = Scoring(policy.model, temperature, online.token_budget, params.annotate.token_budget)
 
     def draw(number: int, engine: Engine, grader: Grader, cluster: Clusterer) -> Round:
         seed = round_seed(online.seed, number)
@@ -82,7 +72,7 @@ def train_online(
         requests = group_requests(chosen, tokenizer, params.rollout.group_size)
         completions = engine.generate(requests, sampling, seed)
         sampled = rollout_rows(requests, completions, seed, engine)
-        annotated, groups = annotate_rows(sampled, known, scores, grader, cluster, params.annotate)
+        annotated, groups = annotate_rows(sampled, known, scoring, grader, cluster, params.annotate)
         check_columns(recipe, annotated, f"step {number + 1}")
         measured = {
             "reward_mean": float(np.mean([row["reward"] for row in annotated])),
@@ -105,13 +95,17 @@ def train_online(
                 drawn = kept.read(number, engine.policy_version if part == 0 else None)
                 if drawn:
                     order.restore(drawn.order)
+                    if part == 0:  # the graph is no file: the same forward gives it again
+                        scoring(drawn.rows)
                 else:
                     drawn = kept.write(number, draw(number, engine, grader, cluster))
             if reference:
                 reference.add_logprobs(drawn.rows)
             with bad_batch_kept(drawn.rows, resume):
                 batch = examples(drawn.rows, policy.model.device)
-                measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)
+                measured = train_step(
+                    policy.model, policy.optimizer, recipe, batch, settings, scoring.take()
+                )
             if part + 1 == per_round:
                 engine.update_weights(policy.model)
                 state.curve.append({"step": number + 1, **drawn.measured, **measured})

@@ -12,7 +12,7 @@ from entrograd.params import Optimizer as OptimizerParams
 
 
 class Optimizer:
-    """Updates a model's weights; where those are bfloat16, through float32 masters.
+    """Updates a model's weights, those named in `masters` (bfloat16 ones) through float32 masters.
 
     The masters hold what training has learnt: an update smaller than bfloat16's resolution is
     kept there, gradients of micro-batches are added up in float32, and `masters` is what is saved.
@@ -24,7 +24,7 @@ class Optimizer:
         self.params, self.steps = params, steps
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.masters = {
-            name: weight if weight.dtype == torch.float32 else masters[name].requires_grad_()
+            name: masters[name].requires_grad_() if name in masters else weight
             for name, weight in self.weights.items()
         }
         self.adamw = torch.optim.AdamW(

@@ -13,6 +13,7 @@ from entrograd.methods.diagnostics import diagnostics
 from entrograd.models.forward import completion_logprobs
 from entrograd.train.batch import Examples, micro_batches
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.scoring import Kept
 
 
 @dataclass(frozen=True)
@@ -25,26 +26,36 @@ class StepSettings:
 
 
 def train_step(
-    model: Any, optimizer: Optimizer, recipe: Recipe, examples: Examples, settings: StepSettings
+    model: Any,
+    optimizer: Optimizer,
+    recipe: Recipe,
+    examples: Examples,
+    settings: StepSettings,
+    kept: Kept | None = None,
 ) -> dict[str, float]:
     """Update `model` once on whole groups; returns the step's diagnostics.
 
     The advantages and the loss's denominators are those of the whole batch, so any split into
-    micro-batches gives the same gradient. NonFiniteError, before the update, names the prompts.
+    micro-batches gives the same gradient. Rows of `kept` are differentiated as they were scored.
+    NonFiniteError, before the update, names the prompts.
     """
     batch = examples.batch
     advantages = recipe.advantages(batch)
     counts = denominators(batch, settings.max_length)
     logprobs = batch.old_logprobs.clone()
     loss_sum = 0.0
-    for rows in micro_batches(examples, advantages, settings.token_budget):
+    first = kept.rows if kept else None
+    for rows in micro_batches(examples, advantages, settings.token_budget, first):
         part, mask = batch.select(rows), batch.completion_mask[rows]
-        flat, _ = completion_logprobs(
-            model,
-            [examples.prompt_ids[i] for i in rows],
-            [examples.completion_ids[i] for i in rows],
-            settings.temperature,
-        )
+        if kept and rows is first:
+            flat = kept.logprobs
+        else:
+            flat, _ = completion_logprobs(
+                model,
+                [examples.prompt_ids[i] for i in rows],
+                [examples.completion_ids[i] for i in rows],
+                settings.temperature,
+            )
         current = part.old_logprobs.to(flat.dtype).masked_scatter(mask, flat)
         if not torch.isfinite(flat).all():
             bad = (~torch.isfinite(current)).any(-1).nonzero()[:, 0]
