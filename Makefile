@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup run test flow ui lint format types clean
+.PHONY: help setup run test chaos flow ui lint format types clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,6 +45,9 @@ ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends
 
 test: setup  ## the tests
 	@python -m pytest
+
+chaos: setup  ## kill training N times at random instants (N=100) and compare the outputs
+	@python tests/chaos.py --kills $(or $(N),100)
 
 lint: setup  ## ruff: rules and format
 	@ruff check .

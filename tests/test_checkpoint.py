@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import csv
+import errno
+import json
+import os
+import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from test_train import annotated_rows, pipeline_params
+import torch
+from test_train import annotated_rows, pipeline_params, policy
 
-from entrograd import io
-from entrograd.params import Params
+from entrograd import io, origin
+from entrograd.errors import InputError, NonFiniteError
+from entrograd.methods.base import Recipe
+from entrograd.models.load import load_model, policy_version
+from entrograd.params import Checkpoint, Params
+from entrograd.params import Optimizer as OptimizerParams
+from entrograd.train import checkpoint as checkpoint_module
 from entrograd.train import offline as offline_module
 from entrograd.train import online as online_module
+from entrograd.train import step as step_module
+from entrograd.train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    State,
+    random_state,
+    set_random_state,
+)
+from entrograd.train.optimizer import Optimizer
+from entrograd.train.rounds import PromptOrder, Round, Rounds
+from entrograd.train.setup import Policy
 
 ALWAYS = {"max_share": 1.0}
 
@@ -59,7 +84,9 @@ def params(**checkpoint: Any) -> Params:
 def run_offline(params: Params, model: Path, folder: Path) -> dict[str, str]:
     """Train on the two groups of `annotated_rows`; the hashes of all outputs."""
     if not (folder / "rows.parquet").exists():
-        io.write_table(folder / "rows.parquet", annotated_rows(), "annotated")
+        rows = annotated_rows()
+        rows[4]["reward"] = 1.0  # both groups have a signal
+        io.write_table(folder / "rows.parquet", rows, "annotated")
     offline_module.train_offline(
         params.train_offline,
         params.method,
@@ -126,3 +153,299 @@ def test_stopped_at_every_update_it_gives_the_same_bits(
         made = stop_at(patch, kind, 2)
         assert RUNS[kind](params(), tiny_model, tmp_path / "stopped") == whole
     assert len(made) == 1
+
+
+def trained(model: Path, folder: Path, **checkpoint: Any) -> tuple[Checkpoints, State]:
+    """Three checkpoints of a policy that was updated by hand."""
+    subject = policy(model, lr=0.01)
+    values = [0.5, 0.9, 0.1]
+    checkpoints = Checkpoints(folder, Checkpoint(**{**ALWAYS, **checkpoint}), subject.optimizer)
+    state = checkpoints.restore()
+    while subject.optimizer.done < 3:
+        for master in subject.optimizer.masters.values():
+            master.grad = torch.full_like(master, 0.1 * (subject.optimizer.done + 1))
+        subject.optimizer.step(subject.optimizer.gradient_norm())
+        state.curve.append({"step": subject.optimizer.done, "value": values[len(state.curve)]})
+        state.data = {"position": subject.optimizer.done}
+        checkpoints.save_if_due(state)
+    return checkpoints, state
+
+
+def names(checkpoints: Checkpoints) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoints.steps()]
+
+
+def test_a_checkpoint_holds_everything(tiny_model: Path, tmp_path: Path) -> None:
+    before, state = trained(tiny_model, tmp_path)
+    torch.manual_seed(7)
+    np.random.seed(7)
+    random.seed(7)
+    before.save(state)
+    drawn = torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+    subject = policy(tiny_model, lr=0.01)
+    after = Checkpoints(tmp_path, Checkpoint(), subject.optimizer)
+    found = after.restore()
+    assert found == state
+    assert subject.optimizer.done == 3
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == drawn
+    for name, master in before.optimizer.masters.items():
+        assert torch.equal(subject.optimizer.masters[name], master)
+        assert torch.equal(subject.optimizer.weights[name], before.optimizer.weights[name])
+        ours, theirs = (
+            o.adamw.state[o.masters[name]] for o in (subject.optimizer, before.optimizer)
+        )
+        assert set(ours) == set(theirs) == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_bfloat16_weights_follow_their_masters(tiny_model: Path, tmp_path: Path) -> None:
+    before, state = trained(tiny_model, tmp_path)
+    before.save(state)
+    subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), steps=10)
+    Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()
+    for name, weight in subject.model.named_parameters():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, before.optimizer.masters[name].bfloat16())
+
+
+def test_random_states_of_a_checkpoint_are_json() -> None:
+    state = json.loads(json.dumps(random_state()))
+    first = torch.rand(5), np.random.rand(5), random.random()
+    set_random_state(state)
+    second = torch.rand(5), np.random.rand(5), random.random()
+    assert torch.equal(first[0], second[0])
+    assert first[1].tolist() == second[1].tolist()
+    assert first[2] == second[2]
+
+
+def test_keeps_the_last_and_the_best(tiny_model: Path, tmp_path: Path) -> None:
+    """Row 2 of the curve (value 0.9) measured the weights after update 1, row 3 (0.1) those
+    after update 2; nothing has measured update 3's yet."""
+    assert names(trained(tiny_model, tmp_path / "last", keep_last=1)[0]) == [3]
+    best = trained(tiny_model, tmp_path / "best", keep_last=1, keep_best="value")[0]
+    assert names(best) == [1, 3]
+    lowest = trained(tiny_model, tmp_path / "lowest", keep_last=1, keep_best="-value")[0]
+    assert names(lowest) == [2, 3]
+    with pytest.raises(InputError, match=r"keep_best: the curve has no wrong; it has step, value"):
+        trained(tiny_model, tmp_path / "wrong", keep_best="wrong")
+
+
+def test_the_best_weights_come_out(tiny_model: Path, tmp_path: Path) -> None:
+    run_offline(params(keep_best="-loss"), tiny_model, tmp_path)
+    with (tmp_path / "curve.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    best = min(range(1, len(losses)), key=lambda step: losses[step])
+    assert (tmp_path / "out/best/config.json").exists()
+    found = policy_version(load_model(tmp_path / "out/best", "float32", "cpu"))
+    assert found != policy_version(load_model(tmp_path / "out", "float32", "cpu"))
+    (tmp_path / "short").mkdir()
+    short = pipeline_params(
+        method={"name": "gtpo"}, train_offline={"epochs": 4, "groups_per_step": 1}
+    )
+    with pytest.MonkeyPatch.context() as patch:  # the same run, ended after `best` updates
+        whole = offline_module.schedule
+        patch.setattr(offline_module, "schedule", lambda *given: whole(*given)[:best])
+        run_offline(short, tiny_model, tmp_path / "short")
+    assert found == policy_version(load_model(tmp_path / "short/out", "float32", "cpu"))
+
+
+def test_writing_is_put_off_while_it_costs_too_much(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = policy(tiny_model)
+    checkpoints = Checkpoints(tmp_path, Checkpoint(max_share=0.1), subject.optimizer)
+    now = [0.0]
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoints, "save", lambda _: now.__setitem__(0, now[0] + 2.0))
+    checkpoints._start = 0.0
+    checkpoints._cost = 1.0
+    saved = []
+    for _ in range(60):
+        now[0] += 1.0
+        before = now[0]
+        checkpoints.save_if_due(State())
+        if now[0] > before:
+            saved.append(before)
+    # 1 s was expected: at 10 s; then 2 s each: 2 + 2 <= 0.1 t at 40 s, 4 + 2 <= 0.1 t at 60 s
+    assert saved == [10.0, 40.0, 60.0]
+
+
+@pytest.mark.parametrize("what", ["weights", "exp_avg", "state", "manifest"])
+@pytest.mark.parametrize("how", ["cut", "changed", "absent"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_continued(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str, how: str
+) -> None:
+    before, _ = trained(tiny_model, tmp_path)
+    file = next((tmp_path / "checkpoints/step-00000003").glob(f"{what}.*"))
+    content = file.read_bytes()
+    if how == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif how == "changed":
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    else:
+        file.unlink()
+    subject = policy(tiny_model)
+    after = Checkpoints(tmp_path, Checkpoint(), subject.optimizer)
+    kept = {name: weight.clone() for name, weight in subject.optimizer.masters.items()}
+    with pytest.raises(
+        DamagedError, match=rf"step-00000003.*{'manifest' if what == 'manifest' else what}"
+    ):
+        after.load(tmp_path / "checkpoints/step-00000003")
+    assert all(torch.equal(kept[n], w) for n, w in subject.optimizer.masters.items())
+    state = after.restore()
+    assert subject.optimizer.done == 2
+    assert state.data == {"position": 2}
+    assert "a damaged checkpoint" in caplog.text
+    assert before.optimizer.done == 3
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_changed(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    def origin_of(lr: float, digest: str) -> dict[str, Any]:
+        given = {"train_offline": {"optimizer": {"lr": lr}, "seed": 1}}
+        return origin.origin("train_offline", given, {"data/annotated": digest}, {})
+
+    io.write_json(tmp_path / origin.FILE, origin_of(0.1, "a"))
+    trained(tiny_model, tmp_path)
+    io.write_json(tmp_path / origin.FILE, origin_of(0.2, "b"))
+    subject = policy(tiny_model)
+    with pytest.raises(CheckpointError) as refused:
+        Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()
+    assert "train_offline.optimizer.lr 0.1 -> 0.2" in str(refused.value)
+    assert "the content of data/annotated" in str(refused.value)
+    assert "seed" not in str(refused.value)
+    assert subject.optimizer.done == 0
+
+
+@pytest.mark.parametrize("limit", [10, 3000, 60_000])
+def test_a_full_disk_is_named_and_the_checkpoint_before_it_loads(
+    tiny_model: Path, tmp_path: Path, limit: int
+) -> None:
+    """The file-size limit ends a write as a full disk does, at another byte each time."""
+    before, state = trained(tiny_model, tmp_path)
+    before.optimizer.done = 4
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(
+            InputError, match=r"step-00000004.*cannot be written.*step-00000003 is whole"
+        ):
+            before.save(state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not list((tmp_path / "checkpoints").glob(".step-*"))
+    subject = policy(tiny_model)
+    Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()
+    assert subject.optimizer.done == 3
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_no_space_at_any_file_is_named(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    before, state = trained(tiny_model, tmp_path)
+    before.optimizer.done = 4
+    real = os.fsync
+    calls: list[int] = []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        before.save(state)
+    monkeypatch.undo()
+    subject = policy(tiny_model)
+    Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()
+    assert subject.optimizer.done in (3, 4)
+
+
+def test_prompt_order_continues_anywhere() -> None:
+    whole = PromptOrder(7, 3, seed=1)
+    following = [next(whole) for _ in range(20)]
+    for done in range(20):
+        first = PromptOrder(7, 3, seed=1)
+        for _ in range(done):
+            next(first)
+        second = PromptOrder(7, 3, seed=1)
+        second.restore(json.loads(json.dumps(first.position())))
+        assert [next(second) for _ in range(20 - done)] == following[done:]
+
+
+class TestRounds:
+    def test_a_round_that_another_policy_sampled_is_drawn_again(self, tmp_path: Path) -> None:
+        rounds = Rounds(tmp_path, {})
+        drawn = Round(annotated_rows(), {"reward_mean": 0.1}, {"permutations": 1, "waiting": [2]})
+        stored = rounds.write(3, drawn)
+        assert stored.measured == drawn.measured
+        assert rounds.read(3, "v") == stored
+        assert rounds.read(3, "w") is None
+        assert rounds.read(4, "v") is None
+
+    def test_a_cut_round_is_drawn_again_unless_updates_were_made_on_it(
+        self, tmp_path: Path
+    ) -> None:
+        rounds = Rounds(tmp_path, {})
+        rounds.write(0, Round(annotated_rows(), {}, {}))
+        file = tmp_path / io.shard_name(0)
+        file.write_bytes(file.read_bytes()[:-20])
+        assert rounds.read(0, "v") is None
+        with pytest.raises(InputError, match=r"shard-00000.parquet: lost, and updates were made"):
+            rounds.read(0, None)
+
+
+class TestNonFinite:
+    @pytest.mark.parametrize("where", ["logprob", "loss", "gradient"])
+    def test_stops_before_the_update_and_keeps_the_batch(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    ) -> None:
+        """The second of the run's updates meets a value that is no number."""
+        real = step_module.completion_logprobs
+        calls: list[int] = []
+
+        def broken(*given: Any) -> Any:
+            logprobs, entropies = real(*given)
+            calls.append(1)
+            if len(calls) == 2 and where == "logprob":
+                logprobs = logprobs.clone()
+                logprobs[-1] = float("nan")
+            if len(calls) == 2 and where == "gradient":
+                logprobs.register_hook(lambda gradient: gradient * float("inf"))
+            return logprobs, entropies
+
+        stepped: list[float] = []
+
+        def counted(optimizer: Optimizer, norm: float) -> None:
+            stepped.append(norm)
+            optimizer.done += 1
+
+        aggregate = Recipe.aggregate
+        monkeypatch.setattr(
+            Recipe,
+            "aggregate",
+            lambda *given: (
+                aggregate(*given) / torch.tensor(float(len(calls) != 2 or where != "loss"))
+            ),
+        )
+        monkeypatch.setattr(step_module, "completion_logprobs", broken)
+        monkeypatch.setattr(Optimizer, "step", counted)
+        rows = [{**row, "reward": float(row["sample_index"] == 1)} for row in annotated_rows()]
+        io.write_table(tmp_path / "rows.parquet", rows, "annotated")
+        chosen = offline_module.schedule(2, params().train_offline)[1][1]
+        with pytest.raises(NonFiniteError) as stopped:
+            run_offline(params(), tiny_model, tmp_path)
+        assert len(stepped) == 1
+        file = tmp_path / "resume/nonfinite.parquet"
+        assert str(file) in str(stopped.value)
+        assert f"p{chosen[0]}" in str(stopped.value)
+        assert f"p{1 - chosen[0]}" not in str(stopped.value)
+        kept = io.read_table(file, "annotated").to_pylist()
+        assert {row["prompt_id"] for row in kept} == {f"p{chosen[0]}"}
+        assert [row["completion_ids"] for row in kept] == [
+            row["completion_ids"] for row in rows if row["prompt_id"] == f"p{chosen[0]}"
+        ]
+        assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,23 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         for part in temporary.rglob("*"):
             _sync(part)
         temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
+        remove_folder(path)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Make a folder disappear at once (one killed half-way leaves `.NAME.removed`), if there is
+    one."""
+    gone = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        path.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -326,10 +326,10 @@ class Checkpoint(Section):
     """Unfinished training, kept in .entrograd/resume until the stage succeeds.
 
     One is written after every `every_steps`-th update, put off while writing them would take more
-    than `max_share` of the time; the last `keep_last` are kept. `keep_best` names a column of the
-    learning curve ("-loss": the lowest): the checkpoint at which it was best is kept as well, none
-    is put off, and its weights are saved in the folder `best` of the trained model. What only
-    says how work is kept is no reason to start anew.
+    than `max_share` of the time (1: never put off); the last `keep_last` are kept. `keep_best`
+    names a column of the learning curve ("-loss": the lowest): the checkpoint at which it was best
+    is kept as well, none is put off, and its weights are saved in the folder `best` of the trained
+    model. `max_share` and `keep_last` may change while a run is unfinished: it is continued.
     """
 
     every_steps: Positive = 1

@@ -117,7 +117,7 @@ def run_stage(
         result = work(Run(all_params, paths, resume, SimpleNamespace()))
         for path in written.values():
             _write_run_manifest(name, path, chosen, hashes)
-        shutil.rmtree(resume, ignore_errors=True)
+        io.remove_folder(resume)
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
@@ -131,6 +131,8 @@ def run_stage(
 def _resume_folder(work: Path, asked: str | None, now: dict[str, Any]) -> Path:
     """Where unfinished work of this very run is, or will be; InputError where the work asked for
     belongs to another."""
+    for leftover in work.glob(".*.removed"):
+        shutil.rmtree(leftover, ignore_errors=True)
     if asked is None:
         origin.note_other_work(work, now)
         folder = work / f"{now['stage']}-{origin.key(now)}"

@@ -77,7 +77,7 @@ class Checkpoints:
         A damaged one is reported and the one before it taken. CheckpointError where a checkpoint
         belongs to another run.
         """
-        for leftover in self.folder.glob(".step-*"):  # its writer was killed
+        for leftover in self.folder.glob(".step-*"):  # written or removed by a killed process
             shutil.rmtree(leftover, ignore_errors=True)
         for path in reversed(self.steps()):
             try:
@@ -100,7 +100,8 @@ class Checkpoints:
             return
         now = time.monotonic()
         budget = self.params.max_share * (now - self._start)
-        if self.params.keep_best is None and self._spent + self._cost > budget:
+        may_wait = self.params.keep_best is None and self.params.max_share < 1
+        if may_wait and self._spent + self._cost > budget:
             return
         self.save(state)
         self._cost = time.monotonic() - now
@@ -194,7 +195,7 @@ class Checkpoints:
         kept = {*self.steps()[-self.params.keep_last :], self.best(curve)}
         for path in self.steps():
             if path not in kept:
-                shutil.rmtree(path)
+                io.remove_folder(path)
 
     def _checked(self, path: Path) -> dict[str, Any]:
         try:

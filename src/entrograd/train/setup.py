@@ -36,9 +36,9 @@ class Policy:
         `best` in it; the policy is of no further use."""
         self.model.to(torch.float32)
         with io.atomic_folder(path) as folder:
-            if best is not None:
-                self._write(best, tokenizer, folder / "best")
             self._write(self.optimizer.masters, tokenizer, folder)
+            if best is not None:  # second: a float32 model's weights are the masters themselves
+                self._write(best, tokenizer, folder / "best")
 
     def _write(self, weights: Mapping[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
         with torch.no_grad():

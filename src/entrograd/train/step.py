@@ -62,7 +62,7 @@ def train_step(
             raise NonFiniteError(f"logprobs that are no numbers on {_prompts(part.select(bad))}")
         loss = recipe.aggregate(recipe.policy_loss(current, advantages[rows], part), mask, counts)
         if not torch.isfinite(loss):
-            raise NonFiniteError(f"loss {float(loss)} on {_prompts(part)}")
+            raise NonFiniteError(f"loss {float(loss.detach())} on {_prompts(part)}")
         loss.backward()
         optimizer.collect()
         loss_sum += float(loss.detach())
