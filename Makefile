@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup run test chaos flow ui lint format types clean
+.PHONY: help setup run test chaos flow ui lint format types parity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -59,6 +59,18 @@ types: setup  ## mypy over everything
 format: setup  ## rewrite the code in the project's format
 	@ruff check --fix .
 	@ruff format .
+
+parity: .venv-parity/ready  ## loss and gradient against TRL 1.16.0, in an environment of its own
+	@PYTHONPATH=src .venv-parity/bin/python benchmarks/parity.py
+
+.venv-parity/ready: benchmarks/parity.txt constraints.txt
+	@echo "parity: installing TRL into .venv-parity"
+	@test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
+	@.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv-parity/bin/uv pip install --quiet \
+		--python .venv-parity/bin/python --constraint constraints.txt \
+		--requirement benchmarks/parity.txt
+	@touch $@
 
 clean:  ## remove outputs and unfinished work (the DVC cache stays)
 	rm -rf data models results report .entrograd
