@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.methods import METHODS, recipe
+from entrograd.methods import METHODS, PLAIN, recipe
 from entrograd.methods.base import (
     COMPLETION_COLUMNS,
     TOKEN_COLUMNS,
@@ -307,12 +307,29 @@ class TestInvariant5Reductions:
         self.same(choose("empo", reward="single"), choose("grpo"))
 
 
-REWARDS = ["single", "dapo", "empo", "encore", "weighted"]
-CREDITS = ["grpo", "dr_grpo", "high_entropy_tokens", "gtpo", "grpo_s", "asr"]
-MODULATIONS = ["none", "seed_grpo"]
-LOSSES = ["grpo", "dapo", "dr_grpo", "gspo", "cispo", "grpo_s"]
+def distinct(choice: str, part: str) -> list[str]:
+    """The first method of each function that the registry offers for a choice."""
+    found: dict[Any, str] = {}
+    for name, method in METHODS.items():
+        found.setdefault(getattr(method, part), name)
+    return [f"{PLAIN[choice]}" if name == "grpo" and choice in PLAIN else name
+            for name in found.values()]  # fmt: skip
+
+
+REWARDS = distinct("reward", "compose_rewards")
+CREDITS = distinct("credit", "advantages")
+MODULATIONS = distinct("modulation", "modulate")
+LOSSES = list({(m.policy_loss, m.aggregate): n for n, m in reversed(METHODS.items())}.values())
 COMBINATIONS = list(itertools.product(REWARDS, CREDITS, MODULATIONS, LOSSES))
 UNLABELLED = [c for c in COMBINATIONS if c[0] == "empo" and c[1] in ("gtpo", "grpo_s")]
+
+
+def test_the_combinations_are_those_of_the_registry() -> None:
+    """Of the methods this package ships; those that users add join them."""
+    assert REWARDS == ["single", "dapo", "empo", "encore", "weighted"]
+    assert CREDITS == ["grpo", "dr_grpo", "high_entropy_tokens", "gtpo", "grpo_s", "asr"]
+    assert MODULATIONS == ["none", "seed_grpo"]
+    assert set(LOSSES) == {"grpo", "dapo", "dr_grpo", "gspo", "cispo", "grpo_s"}
 
 
 def mix(combination: tuple[str, str, str, str], **blocks: Any) -> Recipe:

@@ -134,8 +134,8 @@ class TestExplain:
         assert encore["diagnostics"]["weight_format"] == pytest.approx(0.464184, abs=1e-6)
 
     def test_loss_where_logprobs_are_given(self) -> None:
-        # ratio 1.5 on both; -(1.28 - 1.5) * .7070068 / 2
-        assert explain("dapo", EXAMPLES / "clip.json")["loss"] == pytest.approx(0.0777707, abs=1e-7)
+        # s = sqrt(4 / 3), A = +-1 / (s + .0001) = +-.8659504; -(1.28 - 1.5 + .5 - .8) * A / 4
+        assert explain("dapo", EXAMPLES / "clip.json")["loss"] == pytest.approx(0.1125736, abs=1e-7)
         assert "loss" not in explain("dapo", EXAMPLES / "gtpo.json")
 
     def test_a_mixture(self) -> None:
@@ -176,6 +176,10 @@ class TestExplain:
             ('{"answers": ["1", "2"]}', "grpo", "rewards is missing"),
             ('{"rewards": [1, 0], "answers": [[], "1"]}', "grpo", "answers: expected text"),
             ('{"rewards": [1], "max_length": 0}', "grpo", "max_length"),
+            ('{"rewards": [1], "lengths": [0]}', "grpo", "lengths: expected a whole number"),
+            ('{"rewards": [1, 0], "lengths": [1]}', "grpo", "one entry a completion"),
+            ('{"rewards": [1], "lengths": 3}', "grpo", "lengths: expected a list"),
+            ('{"rewards": [1], "lengths": [1], "entropies": [[1]]}', "grpo", "drop lengths"),
             ('{"reward_heads": [[1, 0], [1]]}', "encore", "reward_heads"),
         ],
     )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.grpo import standardised
 from entrograd.methods.options import LossOptions, NonNegative, optional_columns, with_options
 from entrograd.numerics import aggregate, surrogate
 
@@ -26,11 +26,6 @@ class Params(LossOptions):
     clip_high: NonNegative = 4.0
 
 
-def advantages(batch: Batch, params: Params) -> Tensor:
-    """[B, T] the standardised reward at every token."""
-    return standardised(batch, params.epsilon)
-
-
 def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Params) -> Tensor:
     """[B, T] -sg(min(rho, 1 + clip_high)) A log pi (Eq. 4 and 5)."""
     loss = surrogate.weighted_likelihood(
@@ -43,7 +38,7 @@ METHOD = Method(
     name="cispo",
     params=Params,
     needs=frozenset(),
-    advantages=advantages,
+    advantages=grpo.advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.token_mean,
     about="loss",

@@ -14,8 +14,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.grpo import policy_loss, standardised
 from entrograd.methods.options import ClipLow, LossOptions, NonNegative, optional_columns
 from entrograd.numerics import aggregate
 
@@ -61,17 +61,12 @@ def compose_rewards(batch: Batch, params: Params) -> Tensor:
     return batch.rewards + penalty.to(batch.rewards.dtype)
 
 
-def advantages(batch: Batch, params: Params) -> Tensor:
-    """[B, T] the standardised reward at every token (Eq. 9)."""
-    return standardised(batch, params.epsilon)
-
-
 METHOD = Method(
     name="dapo",
     params=Params,
     needs=frozenset(),
-    advantages=advantages,
-    policy_loss=policy_loss,
+    advantages=grpo.advantages,
+    policy_loss=grpo.policy_loss,
     aggregate=aggregate.token_mean,
     about="loss",
     compose_rewards=compose_rewards,

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.grpo import to_tokens
 from entrograd.methods.options import (
     ClipLow,
     LossOptions,
     NonNegative,
     optional_columns,
-    with_options,
 )
-from entrograd.numerics import aggregate, groups, surrogate
+from entrograd.numerics import aggregate, groups
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,7 @@ class Params(LossOptions):
 
 def advantages(batch: Batch, params: Params) -> Tensor:  # noqa: ARG001 - the contract's shape
     """[B, T] A_i = r_i - mean r at every token; 0 where rewards are equal."""
-    return to_tokens(groups.centered(batch.rewards, batch.groups), batch)
-
-
-def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Params) -> Tensor:
-    """[B, T] -min(rho A, clip(rho) A) + kl_coefficient * KL."""
-    ratio = surrogate.token_ratio(logprobs, batch.old_logprobs, batch.completion_mask)
-    loss = surrogate.clipped(ratio, advantages, params.clip_low, params.clip_high)
-    return with_options(loss, logprobs, batch, params)
+    return grpo.to_tokens(groups.centered(batch.rewards, batch.groups), batch)
 
 
 METHOD = Method(
@@ -48,7 +40,7 @@ METHOD = Method(
     params=Params,
     needs=frozenset(),
     advantages=advantages,
-    policy_loss=policy_loss,
+    policy_loss=grpo.policy_loss,
     aggregate=aggregate.constant_length,
     loss_needs=optional_columns,
     paper="arXiv 2503.20783",

@@ -33,20 +33,15 @@ class Params(LossOptions):
     clip_high: NonNegative = 0.2
 
 
-def standardised(batch: Batch, epsilon: float) -> Tensor:
-    """[B, T] A_i = (r_i - mean r) / (s + epsilon) at every token; 0 where rewards are equal."""
-    scores = groups.zscore(batch.rewards, batch.groups, epsilon, sample=True)
-    return to_tokens(scores, batch)
-
-
 def to_tokens(scores: Tensor, batch: Batch) -> Tensor:
     """[B, T] a completion's score [B] at each of its tokens, 0 at padding."""
     return scores.to(batch.rewards.dtype)[:, None] * batch.completion_mask
 
 
 def advantages(batch: Batch, params: Params) -> Tensor:
-    """[B, T] the standardised reward at every token."""
-    return standardised(batch, params.epsilon)
+    """[B, T] A_i = (r_i - mean r) / (s + epsilon) at every token; 0 where rewards are equal."""
+    scores = groups.zscore(batch.rewards, batch.groups, params.epsilon, sample=True)
+    return to_tokens(scores, batch)
 
 
 def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Params) -> Tensor:

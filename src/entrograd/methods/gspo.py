@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.grpo import standardised
 from entrograd.methods.options import (
     ClipLow,
     LossOptions,
@@ -34,11 +34,6 @@ class Params(LossOptions):
     clip_high: NonNegative = 4e-4
 
 
-def advantages(batch: Batch, params: Params) -> Tensor:
-    """[B, T] the standardised reward at every token."""
-    return standardised(batch, params.epsilon)
-
-
 def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Params) -> Tensor:
     """[B, T] -min(s_i A, clip(s_i) A), s_i = exp(mean_t log rho_t) (Eq. 5 and 7; 13 and 14)."""
     ratio = surrogate.geometric_ratio(logprobs, batch.old_logprobs, batch.completion_mask)
@@ -50,7 +45,7 @@ METHOD = Method(
     name="gspo",
     params=Params,
     needs=frozenset(),
-    advantages=advantages,
+    advantages=grpo.advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.sequence_mean,
     about="loss",

@@ -28,15 +28,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
 from entrograd.methods.options import (
     ClipLow,
     LossOptions,
     NonNegative,
     optional_columns,
-    with_options,
 )
-from entrograd.numerics import aggregate, groups, surrogate
+from entrograd.numerics import aggregate, groups
 
 SMALLEST_ENTROPY = 1e-8  # nats; 1/H and the sums of Eq. 3 and 5 stay finite
 
@@ -125,19 +125,12 @@ def working(batch: Batch, params: Params) -> dict[str, Tensor]:
     return {"shaped_rewards": shaped_rewards(batch, params)}
 
 
-def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Params) -> Tensor:
-    """[B, T] -min(rho A, clip(rho) A) (Eq. 7), averaged over all tokens of the batch."""
-    ratio = surrogate.token_ratio(logprobs, batch.old_logprobs, batch.completion_mask)
-    loss = surrogate.clipped(ratio, advantages, params.clip_low, params.clip_high)
-    return with_options(loss, logprobs, batch, params)
-
-
 METHOD = Method(
     name="gtpo",
     params=Params,
     needs=frozenset({"entropies"}),
     advantages=advantages,
-    policy_loss=policy_loss,
+    policy_loss=grpo.policy_loss,
     aggregate=aggregate.token_mean,
     loss_needs=optional_columns,
     working=working,

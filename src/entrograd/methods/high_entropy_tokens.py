@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.grpo import policy_loss, standardised
 from entrograd.methods.options import (
     ClipLow,
     LossOptions,
@@ -44,7 +44,7 @@ def kept_tokens(batch: Batch, share: float) -> Tensor:
 
 def advantages(batch: Batch, params: Params) -> Tensor:
     """[B, T] the standardised reward at the tokens kept, 0 elsewhere."""
-    return standardised(batch, params.epsilon) * kept_tokens(batch, params.share)
+    return grpo.advantages(batch, params) * kept_tokens(batch, params.share)
 
 
 def working(batch: Batch, params: Params) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ METHOD = Method(
     params=Params,
     needs=frozenset({"entropies"}),
     advantages=advantages,
-    policy_loss=policy_loss,
+    policy_loss=grpo.policy_loss,
     aggregate=aggregate.token_mean,
     loss_needs=optional_columns,
     working=working,

@@ -16,9 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from entrograd.methods import dr_grpo, grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.dr_grpo import Params as DrGrpoParams
-from entrograd.methods.dr_grpo import advantages, policy_loss
 from entrograd.methods.options import NonNegative, optional_columns
 from entrograd.numerics import aggregate, groups, masked
 from entrograd.numerics.semantic_entropy import (
@@ -30,7 +29,7 @@ from entrograd.numerics.semantic_entropy import (
 
 
 @dataclass(frozen=True)
-class Params(DrGrpoParams):
+class Params(dr_grpo.Params):
     """SEED-GRPO's parameters; credit and loss are Dr.GRPO's."""
 
     # Eq. 6: A_i * f(alpha * SE / ln G)
@@ -94,8 +93,8 @@ METHOD = Method(
     name="seed_grpo",
     params=Params,
     needs=frozenset({"cluster_id", "old_logprobs"}),
-    advantages=advantages,
-    policy_loss=policy_loss,
+    advantages=dr_grpo.advantages,
+    policy_loss=grpo.policy_loss,
     aggregate=aggregate.constant_length,
     about="modulation",
     modulate=modulate,
