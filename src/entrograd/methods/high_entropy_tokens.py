@@ -13,26 +13,17 @@ from torch import Tensor
 
 from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.options import (
-    ClipLow,
-    LossOptions,
-    NonNegative,
-    UnitShare,
-    optional_columns,
-)
+from entrograd.methods.options import NonNegative, UnitShare, optional_columns
 from entrograd.numerics import aggregate, masked
 
 
 @dataclass(frozen=True)
-class Params(LossOptions):
-    """Parameters of the high-entropy mask."""
+class Params(grpo.Params):
+    """Parameters of the high-entropy mask, beside those of GRPO."""
 
     # Eq. 5: tokens with H >= the (1 - share)-quantile are kept
     share: UnitShare = 0.2
-    # A_i = (r_i - mean r) / (sample std + epsilon)
-    epsilon: NonNegative = 1e-4
-    # rho clipped to [1 - clip_low, 1 + clip_high]
-    clip_low: ClipLow = 0.2
+    # DAPO's upper clip
     clip_high: NonNegative = 0.28
 
 
