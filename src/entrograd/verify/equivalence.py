@@ -11,9 +11,10 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from entrograd.verify.extract import INTEGER, MAX_ANSWER, trim
+from entrograd.verify.extract import MAX_ANSWER, trim
+from entrograd.verify.numbers import label, read_number
+from entrograd.verify.units import Unit, parse_unit
 
-_DIGITS = 400  # a number of more digits is left to the symbolic comparison and its limits
 # Symbolic comparison rounds decimals at the sixth place. What lies further apart than that, or than
 # this share of the accepted number, is settled here: 1.4e-10 is not 2e-10.
 _NEAR = Fraction(1, 100_000)
@@ -22,9 +23,11 @@ _SPELLINGS = str.maketrans(
     {"−": "-", "\u2013": "-", "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "~": " "}
 )
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+_DEGREES = r"(?:\^\s?\{\s?\\circ\s?\}|\^\s?\\circ(?![A-Za-z])|°)"
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
+        (r"^(-?) ?\\\$ ?(-?[0-9.,]+)$", r"\1\2 dollars"),
         (r"\\\$|\$", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:left|right|displaystyle|bigl?|bigr)(?![A-Za-z])", ""),
@@ -32,27 +35,31 @@ _REWRITES = [
         (r"(?<!\\)\\ |\\quad(?![A-Za-z])", " "),
         (r"\{,\}", ","),
         (r"\\%", "%"),
-        (r"\^\s?\{\s?\\circ\s?\}|\^\s?\\circ(?![A-Za-z])|\\degree(?![A-Za-z])|°", ""),
+        (r"(\\\\)\s?\[[0-9.]+ ?[a-z]{2}\]", r"\1"),
+        (rf"{_DEGREES} ?(?:\\(?:text|mathrm)\{{)? ?C\b ?\}}?$", r" \\text{celsius}"),
+        (rf"{_DEGREES} ?(?:\\(?:text|mathrm)\{{)? ?F\b ?\}}?$", r" \\text{fahrenheit}"),
+        (rf"{_DEGREES}|\\degree(?![A-Za-z])", ""),
         (r"\s+", " "),
     ]
 ]
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|textit|mathbf|mbox|operatorname)\s?\{([^{}]*)\}")
+_UNIT_COMMAND = r"\\(?:text|mathrm|mbox)\s?\{[^{}]*\}"
 _TRAILING_UNIT = re.compile(
-    r"(?<=[0-9}\]) ])\\(?:text|mathrm|mbox)\s?\{[^{}]*\}(?:\^\{?-?[0-9]\}?)?$"
+    rf"(?<=[0-9}}\]) a-z]){_UNIT_COMMAND}"
+    rf"(?:{_UNIT_COMMAND}|\\cdot|[/ ]|\^ ?\{{? ?-?[0-9] ?\}}?)*$"
 )
-_NUMBER = re.compile(
-    rf"(?P<sign>[-+]?) ?(?:\\frac ?\{{(?P<p>-?[0-9]+)\}} ?\{{(?P<q>-?[0-9]+)\}}"
-    rf"|\\frac ?(?P<p1>[0-9]) ?(?P<q1>[0-9])|(?P<a>[0-9]+) ?/ ?(?P<b>[0-9]+)"
-    rf"|(?P<whole>{INTEGER})?(?P<decimals>\.[0-9]*)?"
-    r"(?:[eE](?P<e>[-+]?[0-9]{1,3})"
-    r"| ?(?:\\times|\\cdot|\*) ?10 ?\^ ?(?:\{ ?(?P<e1>-?[0-9]{1,3}) ?\}|(?P<e2>[0-9])))?)"
-    r"(?P<percent> ?%| percent)?(?P<unit> [A-Za-z]{2,}(?: [A-Za-z]+)*)?"
-)
-_NO_UNITS = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "pi", "or", "and"}
+_LISTED_TEXT = re.compile(r"[^A-Za-z]*(?:\b(?:and|or)\b[^A-Za-z]*)+")
 _ASSIGNMENT = re.compile(r"([A-Za-z]) ?= ?([^=<>]+)")
 _PLAIN_SIDE = re.compile(r"[A-Za-z0-9+\-*/^(){}., ]+")
-_CHOICE = re.compile(r"\(([A-Z])\)")
-_WORD = re.compile(r"(?:[A-Za-z]{3,}|[Nn]o)(?:[ '-][A-Za-z]+)*")
+_EQUATION = re.compile(r".*[A-Za-z].*[-+].*= ?0")
+_OPENING, _CLOSING = ("(", "[", r"\{"), (")", "]", r"\}")
+_MARKS = re.compile(r"[()\[\]{}]|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))")
+_BARE_CHOICE = re.compile(r"\(?([A-Z])\)?")
+_CHOICE = re.compile(
+    r"\((?P<a>[A-J])\) ?\S.*|(?P<b>[A-J])[).:] ?\S.*|(?i:option|choice|answer) \(?(?P<c>[A-J])\)?"
+)
+_CLOCK = re.compile(r"([0-9]{1,2}:[0-9]{2}) ?([APap])\.? ?[Mm]\.?")
+_WORD = re.compile(r"(?:(?:[Aa]n?|[Tt]he) )?((?:[A-Za-z]{3,}|[Nn]o)(?:[ '-][A-Za-z]+)*)")
 
 
 @dataclass(frozen=True)
@@ -62,16 +69,22 @@ class Canonical:
     key: the identity of a cluster, without a number's unit and an unknown's name.
     latex: what symbolic comparison is given.
     number: the exact value of a plain number (in percent, where `percent`), apart from `unit`.
+    unit: of measure, or as a string what is counted ("apple"), a clock's half of the day or a
+    number's base. doubtful: the unit is one letter that may be an unknown ("5 m").
     symbol: `x` in "x = 5". word: whether it is one or more plain words.
+    choice: C in "C", "(C) 12" and "option C". several: whether commas part it.
     """
 
     key: str
     latex: str
     number: Fraction | None = None
     percent: bool = False
-    unit: str = ""
+    unit: Unit | str | None = None
+    doubtful: bool = False
     symbol: str = ""
     word: bool = False
+    choice: str = ""
+    several: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -80,23 +93,33 @@ def canonical(text: str) -> Canonical:
     if len(text) > MAX_ANSWER:
         return Canonical(text, text)
     latex = _respell(text)
-    spelled = " ".join(_TEXT.sub(r" \1 ", latex).split())
-    latex = _TRAILING_UNIT.sub("", latex).strip() or latex
+    if (wrapped := _TEXT.fullmatch(latex)) and _LISTED_TEXT.fullmatch(wrapped.group(1)):
+        latex = wrapped.group(1)
+    whole = _unwrapped(latex)
+    unit: Unit | str | None = None
+    tail = _TRAILING_UNIT.search(latex)
+    if tail and (bare := latex[: tail.start()].strip()):
+        latex, ending = bare, _unwrapped(tail.group())
+        unit = parse_unit(ending) or (label(f" {ending}") if ending else None)
+    spelled = _unwrapped(latex) if unit else whole
     symbol = ""
     if assignment := _ASSIGNMENT.fullmatch(spelled):
         symbol = assignment.group(1)
-    value = _read_number(assignment.group(2) if assignment else spelled)
-    if value is not None:
-        number, percent, unit = value
-        key = f"{number}{'%' if percent else ''}"
-        return Canonical(key, latex, number, percent, unit, symbol)
-    if choice := _CHOICE.fullmatch(spelled):
-        spelled = choice.group(1)
-    if _WORD.fullmatch(spelled):
-        return Canonical(spelled.casefold(), latex, word=True)
-    # A space matters only between two letters or digits: "1 2" is not "12".
-    key = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", spelled)
-    return Canonical(key, latex, symbol=symbol)
+    number = read_number(assignment.group(2) if assignment else spelled)
+    if number is not None:
+        value, percent, own_unit, doubtful = number
+        key = f"{value}{'%' if percent else ''}"
+        return Canonical(key, latex, value, percent, unit or own_unit, doubtful, symbol)
+    if clock := _CLOCK.fullmatch(spelled):
+        return Canonical(clock.group(1), clock.group(1), unit=clock.group(2).lower())
+    if choice := _BARE_CHOICE.fullmatch(spelled):
+        return Canonical(choice.group(1), latex, choice=choice.group(1))
+    if choice := _CHOICE.fullmatch(whole):
+        return Canonical(_key(whole), latex, choice=next(filter(None, choice.groups())))
+    if word := _WORD.fullmatch(whole):
+        return Canonical(word.group(1).casefold().replace("-", " "), latex, word=True)
+    key = _key(spelled)
+    return Canonical(key, latex, unit=unit, symbol=symbol, several=_has_commas(key))
 
 
 def settle(gold: Canonical, answer: Canonical) -> bool | None:
@@ -107,24 +130,86 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
     """
     if gold.symbol and answer.symbol and gold.symbol != answer.symbol:
         return None if gold.number is None or answer.number is None else False
+    if gold.choice and answer.choice and {gold.choice, answer.choice} & {gold.key, answer.key}:
+        return gold.choice == answer.choice
     value = answer
     if gold.number is not None and answer.number is None:
         value = _right_side(answer)
+    scale = _scale(gold, value)
     if gold.number is not None and value.number is not None:
-        if gold.unit and value.unit and gold.unit != value.unit:
-            return False
-        if gold.percent != value.percent:
-            return None
-        if gold.number == value.number:
-            return True
-        whole = gold.number.denominator == value.number.denominator == 1
-        apart = abs(gold.number - value.number) > _NEAR * min(Fraction(1), abs(gold.number))
-        return False if whole or apart else None
+        if scale is None or gold.percent != value.percent:
+            return False if scale == 0 else None
+        return scale != 0 and _same_number(gold.number, value.number * scale)
+    if scale == 0 or (scale not in (None, 1)) or _set_beside_tuple(gold.key, answer.key):
+        return False
     if gold.key == answer.key:
         return bool(gold.key)
-    if (gold.word or gold.number is not None) and (answer.word or answer.number is not None):
+    if gold.number is not None and (answer.several or _is_zero_equation(gold, answer)):
+        return False
+    plain = gold.word or gold.number is not None, answer.word or answer.number is not None
+    if all(plain) or (answer.number is not None and gold.several):
         return False
     return None
+
+
+def _same_number(gold: Fraction, answer: Fraction) -> bool | None:
+    if gold == answer:
+        return True
+    whole = gold.denominator == answer.denominator == 1
+    apart = abs(gold - answer) > _NEAR * min(Fraction(1), abs(gold))
+    return False if whole or apart else None
+
+
+def _scale(gold: Canonical, answer: Canonical) -> Fraction | None:
+    """What a number in the answer's unit is multiplied by: 1/100 from cm to m, 0 between units
+    that measure different things, 1 where one has no unit; None where one may have none."""
+    one, other = gold.unit, answer.unit
+    if one is None or other is None:
+        return None if gold.doubtful or answer.doubtful else Fraction(1)
+    if isinstance(one, Unit) and isinstance(other, Unit):
+        same = one.dimension == other.dimension
+        return other.factor / one.factor if same else Fraction(0)
+    if isinstance(one, str) and isinstance(other, str):
+        return Fraction(one.split(" ")[-1] == other.split(" ")[-1])
+    return Fraction(0)
+
+
+def _is_zero_equation(gold: Canonical, answer: Canonical) -> bool:
+    """Whether the answer is an equation that ends in "= 0", which is not the number 0."""
+    return gold.number == 0 and _EQUATION.fullmatch(answer.latex) is not None
+
+
+def _has_commas(key: str) -> bool:
+    """Whether commas part the key, or what its outermost brackets hold; not thousands."""
+    if key[:2] in _OPENING and key[-2:] in _CLOSING:
+        key = key[2:-2]
+    elif key[:1] in _OPENING and key[-1:] in _CLOSING:
+        key = key[1:-1]
+    depth = 0
+    for mark in _MARKS.finditer(key):
+        character = mark.group()
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            return True
+    return False
+
+
+def _set_beside_tuple(gold: str, answer: str) -> bool:
+    r"""Whether one key is \{a,b\} and the other (a,b): a set has no order."""
+    pair = {gold[:2] + gold[-2:], answer[:2] + answer[-2:]}
+    if r"\{\}" not in pair or not all("," in key for key in (gold, answer)):
+        return False
+    return any(key[:1] == "(" and key[-1:] == ")" for key in (gold, answer))
+
+
+def _unwrapped(latex: str) -> str:
+    """Without commands for text, with single spaces."""
+    return " ".join(_TEXT.sub(r" \1 ", latex).split())
+
+
+def _key(spelled: str) -> str:
+    """A space matters only between two letters or digits: "1 2" is not "12"."""
+    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", spelled)
 
 
 def _respell(text: str) -> str:
@@ -137,32 +222,6 @@ def _respell(text: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return trim(text).rstrip(" .,;").strip()
-
-
-def _read_number(text: str) -> tuple[Fraction, bool, str] | None:
-    """(value, is a percentage, unit) of a plain number, else None."""
-    match = _NUMBER.fullmatch(text)
-    if match is None or sum(character.isdigit() for character in text) > _DIGITS:
-        return None
-    part = match.groupdict()
-    unit = _singular(part["unit"] or "")
-    if unit.split(" ")[0] in _NO_UNITS:
-        return None
-    top, bottom = part["p"] or part["p1"] or part["a"], part["q"] or part["q1"] or part["b"]
-    if top is not None:
-        if int(bottom) == 0:
-            return None
-        value = Fraction(int(top), int(bottom))
-    else:
-        digits = (part["whole"] or "").replace(",", "") + (part["decimals"] or "")
-        if not any(character.isdigit() for character in digits):
-            return None
-        value = Fraction(f"{digits}e{part['e'] or part['e1'] or part['e2'] or 0}")
-    return -value if part["sign"] == "-" else value, part["percent"] is not None, unit
-
-
-def _singular(unit: str) -> str:
-    return " ".join(word.removesuffix("s") or word for word in unit.casefold().split())
 
 
 def _right_side(answer: Canonical) -> Canonical:

@@ -10,6 +10,7 @@ from types import TracebackType
 from entrograd import params
 from entrograd.errors import InputError
 from entrograd.executor import HardLimitPool, Outcome, WorkerStartError
+from entrograd.verify import worker
 from entrograd.verify.equivalence import Canonical, canonical, settle
 from entrograd.verify.extract import Extraction, extract
 
@@ -51,7 +52,7 @@ class Grader:
     def __init__(self, limits: params.Grader) -> None:
         self._rules = limits.extraction
         self._pool = HardLimitPool(
-            "entrograd.verify.worker", limits.workers, limits.timeout_seconds, limits.memory_mb
+            worker.__name__, limits.workers, limits.timeout_seconds, limits.memory_mb
         )
         self._known: dict[_Pair, Outcome] = {}
 

@@ -6,12 +6,16 @@ replace math-verify's own: those are exceptions, which code that catches all of 
 
 from __future__ import annotations
 
+import cmath
 import contextlib
 import functools
 import logging
-from typing import Any
+import zlib
+from typing import Any, NamedTuple
 
 from entrograd.executor import serve
+
+_NEAR = 1e-5  # of the larger: as far as decimals may be rounded (entrograd.verify.equivalence)
 
 
 @functools.cache
@@ -37,15 +41,67 @@ def _parser() -> Any:
     )
 
 
+class _Parsed(NamedTuple):
+    """What math-verify reads of an answer. value: of a plain expression, or of an equation's last
+    side, where every unknown is a number that its name decides; None where there is none."""
+
+    found: list[Any]
+    equation: bool
+    value: complex | None
+
+
+@functools.lru_cache(maxsize=2048)
+def _parsed(latex: str) -> _Parsed:
+    from math_verify.grader import is_equation, take_last_relation
+
+    found = _parser()(f"\\boxed{{{latex}}}")
+    equation = bool(found) and is_equation(found[0])
+    side = take_last_relation(found[0]).rhs if equation else found[0] if found else None
+    return _Parsed(found, equation, _value(side))
+
+
+def _value(expression: Any) -> complex | None:
+    import sympy
+    from sympy.concrete.expr_with_limits import ExprWithLimits
+
+    if not isinstance(expression, sympy.Expr) or expression.is_Symbol:
+        return None
+    if expression.has(sympy.UnevaluatedExpr, ExprWithLimits):
+        return None  # percentages have rules of their own; sums may not end
+    unknowns = expression.free_symbols
+    if unknowns and all(argument.is_Symbol for argument in expression.args):
+        return None  # a product of letters may be a word
+    try:
+        point = {u: 1 + zlib.crc32(str(u).encode("utf-8", "replace")) / 2**32 for u in unknowns}
+        value = complex(sympy.N(expression.subs(point), 15, maxn=60))
+    except Exception:
+        return None
+    return value if cmath.isfinite(value) else None
+
+
+def _differ(one: _Parsed, other: _Parsed) -> bool:
+    """Whether their values show that they are different."""
+    a, b = one.value, other.value
+    if a is None or b is None or (one.equation and other.equation):
+        return False  # two equations may be equal though their sides differ
+    return abs(a - b) > _NEAR * max(abs(a), abs(b))
+
+
 def symbolically_equal(gold: str, answer: str) -> bool:
-    """Whether math-verify takes `answer` (LaTeX) for `gold`; the order of the two matters to it."""
+    """Whether math-verify takes `answer` (LaTeX) for `gold`; the order of the two matters to it.
+
+    Expressions with different values at one point are different: most pairs end there.
+    """
     from math_verify import verify
 
-    parse = _parser()
+    one, other = _parsed(gold), _parsed(answer)
+    if _differ(one, other):
+        return False
     return bool(
         verify(
-            parse(f"\\boxed{{{gold}}}"),
-            parse(f"\\boxed{{{answer}}}"),
+            one.found,
+            other.found,
+            allow_set_relation_comp=True,
             timeout_seconds=None,
             raise_on_error=True,
         )
