@@ -354,6 +354,32 @@ class TrainOfflineParams(Section):
     device: Device = "auto"
 
 
+class GapGate(Section):
+    """What the engine reports as a token's log-probability against what the trainer computes, in
+    each step: the mean and the largest absolute difference and the KL divergence, in nats. Above
+    a bound (null: none) the step is warned about, corrected by importance weights
+    exp(old_logprobs - sampling_logprobs), or the run stops before the update. A method that always
+    corrects (its own `correction`) is only warned about."""
+
+    max_mean: Annotated[float, Field(gt=0)] | None = 0.05
+    max_abs: Annotated[float, Field(gt=0)] | None = None
+    max_kl: Annotated[float, Field(gt=0)] | None = 0.02
+    action: Literal["warn", "correct", "stop"] = "warn"
+    correction: Literal["truncated", "masked"] = "truncated"
+    correction_level: Literal["token", "sequence"] = "token"
+    correction_cap: Annotated[float, Field(gt=0)] = 2.0
+
+
+class DynamicSampling(Section):
+    """DAPO's dynamic sampling (arXiv 2503.14476, Eq. 11): a step draws prompts until
+    `prompts_per_step` groups have advantages, at most `max_factor` times as many prompts. How many
+    it draws at a time follows the measured share of groups with signal, the newest one weighing
+    `newest`. Groups too many are the next step's first."""
+
+    max_factor: Annotated[float, Field(ge=1)] = 4.0
+    newest: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
 class TrainOnlineParams(Section):
     """Stage train_online: each step samples `prompts_per_step` groups, grades, annotates and
     updates `updates_per_round` times. Sampling, group size and grading are those of sections
@@ -363,6 +389,8 @@ class TrainOnlineParams(Section):
     steps: Annotated[int, Field(ge=0)] = 100
     prompts_per_step: Positive = 16
     updates_per_round: Positive = 1
+    dynamic_sampling: DynamicSampling | None = None
+    gap: GapGate = GapGate()
     optimizer: Optimizer = Optimizer()
     token_budget: Positive = 16384
     seed: int = 0
@@ -431,6 +459,24 @@ class Params(Section):
     train_online: TrainOnlineParams
     evaluate: EvaluateParams
     report: ReportParams
+
+    @model_validator(mode="after")
+    def _filters_are_corrected(self) -> Params:
+        sampling, loss = self.rollout.sampling, self.method.loss or self.method.name
+        block = self.method.blocks.get(loss)
+        correction = block.get("correction", "none") if isinstance(block, dict) else "none"
+        used = [
+            key
+            for key, off in {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "min_new_tokens": 0}.items()
+            if getattr(sampling, key) != off
+        ]
+        if used and correction == "none":
+            raise ValueError(
+                f"rollout.sampling.{used[0]}: completions come from a filtered distribution, and "
+                f"the ratio of {loss} takes them for the policy's own, which biases every update; "
+                f"remove it or set method.{loss}.correction: truncated (or masked)"
+            )
+        return self
 
 
 S = TypeVar("S", bound=Section)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from entrograd.rollout.engines import open_engine
 from entrograd.rollout.rollout import group_requests, rollout_rows, training_prompts
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
+from entrograd.train.dynamic import Filled, Group, by_group, fill, has_signal
+from entrograd.train.gap import gate, measure
 from entrograd.train.needs import check_columns, check_needs, with_heads
 from entrograd.train.reference import load_reference
 from entrograd.train.rounds import PromptOrder, Round, Rounds, round_seed
@@ -50,6 +53,7 @@ def train_online(
     tokenizer = load_tokenizer(model)
     rows = training_prompts(prompts, None)
     known = {row["prompt_id"]: row for row in rows}
+    places = {row["prompt_id"]: index for index, row in enumerate(rows)}
     per_round = online.updates_per_round
     updates = online.steps * per_round
     policy = Policy(model, online.dtype, online.device, online.optimizer, updates)
@@ -66,19 +70,47 @@ def train_online(
     reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
     scoring = Scoring(policy.model, temperature, online.token_budget, params.annotate.token_budget)
 
-    def draw(number: int, engine: Engine, grader: Grader, cluster: Clusterer) -> Round:
+    def draw(
+        number: int, before: Round | None, engine: Engine, grader: Grader, cluster: Clusterer
+    ) -> Round:
         seed = round_seed(online.seed, number)
-        chosen = [rows[index] for index in next(order)]
-        requests = group_requests(chosen, tokenizer, params.rollout.group_size)
-        completions = engine.generate(requests, sampling, seed)
-        sampled = rollout_rows(requests, completions, seed, engine)
-        annotated, groups = annotate_rows(sampled, known, scoring, grader, cluster, params.annotate)
-        check_columns(recipe, annotated, f"step {number + 1}")
+        carried = by_group(before.surplus) if before else []
+        used = {places[group[0]["prompt_id"]] for group in carried}
+        seen: Group = []
+        entropies: list[float] = []
+
+        def sample(count: int) -> list[Group]:
+            chosen = [rows[index] for index in order.take(count, used)]
+            if not chosen:
+                return []
+            requests = group_requests(chosen, tokenizer, params.rollout.group_size)
+            completions = engine.generate(requests, sampling, seed)
+            sampled = rollout_rows(requests, completions, seed, engine)
+            annotated, groups = annotate_rows(
+                sampled, known, scoring, grader, cluster, params.annotate
+            )
+            check_columns(recipe, annotated, f"step {number + 1}")
+            seen.extend(annotated)
+            entropies.extend(group["semantic_entropy_rao"] for group in groups)
+            return by_group(annotated)
+
+        dynamic, wanted = online.dynamic_sampling, online.prompts_per_step
+        if dynamic is None:
+            filled = Filled(sample(wanted), [], 1.0, {})
+        else:
+            share = before.share if before else 1.0
+            signal = partial(has_signal, recipe, device=policy.model.device)
+            filled = fill(wanted, carried, share, sample, signal, dynamic)
+            scoring.take()  # of one draw of several
+        batch = [row for group in filled.groups for row in group]
         measured = {
-            "reward_mean": float(np.mean([row["reward"] for row in annotated])),
-            "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in groups])),
+            "reward_mean": float(np.mean([row["reward"] for row in seen or batch])),
+            "semantic_entropy": float(np.mean(entropies)) if entropies else 0.0,
+            **filled.measured,
         }
-        return Round(annotated, measured, order.position())
+        surplus = [row for group in filled.surplus for row in group]
+        count = sum(map(len, carried))
+        return Round(batch, measured, order.position(), count, surplus, filled.share)
 
     with (
         progress(online.steps, "steps", "train_online", policy.optimizer.done // per_round) as bar,
@@ -92,20 +124,27 @@ def train_online(
         for update in range(policy.optimizer.done, updates):
             number, part = divmod(update, per_round)
             if drawn is None or part == 0:
+                before = drawn
+                if before is None and online.dynamic_sampling and number and part == 0:
+                    before = kept.read(number - 1, None)
                 drawn = kept.read(number, engine.policy_version if part == 0 else None)
                 if drawn:
                     order.restore(drawn.order)
-                    if part == 0:  # the graph is no file: the same forward gives it again
+                    # the graph is no file: the same forward gives it again
+                    if part == 0 and online.dynamic_sampling is None:
                         scoring(drawn.rows)
                 else:
-                    drawn = kept.write(number, draw(number, engine, grader, cluster))
+                    drawn = kept.write(number, draw(number, before, engine, grader, cluster))
             if reference:
                 reference.add_logprobs(drawn.rows)
             with bad_batch_kept(drawn.rows, resume):
                 batch = examples(drawn.rows, policy.model.device)
+                gap = measure(batch.batch) if sampling.temperature else {}
+                gated = gate(gap, online.gap, recipe, f"step {number + 1}")
                 measured = train_step(
-                    policy.model, policy.optimizer, recipe, batch, settings, scoring.take()
+                    policy.model, policy.optimizer, gated, batch, settings, scoring.take()
                 )
+                measured |= {**gap, "gap_corrected": float(gated is not recipe)} if gap else {}
             if part + 1 == per_round:
                 engine.update_weights(policy.model)
                 state.curve.append({"step": number + 1, **drawn.measured, **measured})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,18 @@ class PromptOrder(Iterator[list[int]]):
         self.restore({"permutations": 0, "waiting": []})
 
     def __next__(self) -> list[int]:
+        return self.take(self.per_round, set())
+
+    def take(self, count: int, used: set[int]) -> list[int]:
+        """The next `count` prompts that are not among those `used` in this round, which they then
+        are; fewer where all are."""
         chosen: list[int] = []
-        while len(chosen) < self.per_round:
-            if not self._waiting:
-                self._permute()
-            following = next(i for i in self._waiting if i not in chosen)
+        while len(chosen) < count and len(used) < self.prompts:
+            if used.issuperset(self._waiting):
+                self._permute(self._waiting)
+            following = next(i for i in self._waiting if i not in used)
             self._waiting.remove(following)
+            used.add(following)
             chosen.append(following)
         return chosen
 
@@ -43,22 +49,27 @@ class PromptOrder(Iterator[list[int]]):
         self._generator = np.random.Generator(np.random.Philox(key=self.seed))
         self._permutations = 0
         while self._permutations < position["permutations"]:
-            self._permute()
+            self._permute([])
         self._waiting: list[int] = list(position["waiting"])
 
-    def _permute(self) -> None:
-        self._waiting = self._generator.permutation(self.prompts).tolist()
+    def _permute(self, first: list[int]) -> None:
+        """Another permutation, behind the prompts of the last that wait on."""
+        self._waiting = [*first, *self._generator.permutation(self.prompts).tolist()]
         self._permutations += 1
 
 
 @dataclass(frozen=True)
 class Round:
     """A round before its updates: annotated rows, what was measured on them for the curve, and
-    the prompt order's position after the draw."""
+    the prompt order's position after the draw. With dynamic sampling also how many of its first
+    rows the round before left, the rows it leaves itself, and the share of groups with signal."""
 
     rows: list[dict[str, Any]]
     measured: dict[str, float]
     order: dict[str, Any]
+    carried: int = 0
+    surplus: list[dict[str, Any]] = field(default_factory=list)
+    share: float = 1.0
 
 
 class Rounds:
@@ -79,7 +90,10 @@ class Rounds:
         if self._state(number).exists():
             try:
                 rows = io.read_table(shard, "annotated").to_pylist()
-                found = Round(rows, **io.read_json(self._state(number)))
+                state = io.read_json(self._state(number))
+                if state.pop("surplus"):
+                    state["surplus"] = io.read_table(self._surplus(number), "annotated").to_pylist()
+                found = Round(rows, **state)
             except InputError as error:
                 log.warning("%s", error)
         if policy_version is None:
@@ -89,7 +103,9 @@ class Rounds:
                     "anew"
                 )
             return found
-        if found and all(row["policy_version"] == policy_version for row in found.rows):
+        if found and all(
+            row["policy_version"] == policy_version for row in found.rows[found.carried :]
+        ):
             return found
         return None
 
@@ -99,7 +115,18 @@ class Rounds:
         io.write_table(
             self.folder / io.shard_name(number), drawn.rows, "annotated", **self.provenance
         )
-        io.write_json(self._state(number), {"measured": drawn.measured, "order": drawn.order})
+        if drawn.surplus:
+            io.write_table(self._surplus(number), drawn.surplus, "annotated", **self.provenance)
+        io.write_json(
+            self._state(number),
+            {
+                "measured": drawn.measured,
+                "order": drawn.order,
+                "carried": drawn.carried,
+                "surplus": len(drawn.surplus),
+                "share": drawn.share,
+            },
+        )
         stored = self.read(number, None)
         assert stored
         return stored
@@ -107,6 +134,9 @@ class Rounds:
     def assemble(self, count: int, out: Path) -> None:
         """Make folder `out` of the first `count` rounds."""
         io.assemble(self.folder, out, [io.shard_name(number) for number in range(count)])
+
+    def _surplus(self, number: int) -> Path:
+        return self.folder / f"surplus-{number:05d}.parquet"
 
     def _state(self, number: int) -> Path:
         return self.folder / io.shard_name(number).replace(".parquet", ".json")

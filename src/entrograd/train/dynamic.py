@@ -1,0 +1,100 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476, Eq. 11): a round's batch holds groups with signal."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from entrograd.methods.base import Recipe
+from entrograd.params import DynamicSampling
+from entrograd.train.batch import examples
+
+log = logging.getLogger("entrograd")
+
+Group = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The groups of a round, those left over for the next, the share of drawn groups with signal
+    to plan the next round by, and what was measured for the curve."""
+
+    groups: list[Group]
+    surplus: list[Group]
+    share: float
+    measured: dict[str, float]
+
+
+def fill(
+    wanted: int,
+    carried: Sequence[Group],
+    share: float,
+    draw: Callable[[int], list[Group]],
+    signal: Callable[[list[Group]], list[bool]],
+    params: DynamicSampling,
+) -> Filled:
+    """Draw until `wanted` groups have signal.
+
+    Args:
+        carried: groups left over by the round before, `wanted` at most: they come first.
+        share: of drawn groups, the share expected to have signal, above 0.
+        draw: count -> that many new groups; fewer where no prompt is left.
+        signal: groups -> whether each has signal.
+        params: max_factor * wanted groups are drawn at most.
+
+    The batch is smaller than `wanted` where that bound or the prompts are reached before; where no
+    group at all has signal it is `wanted` groups without.
+    """
+    groups, without = list(carried), list[Group]()
+    limit, drawn, rounds = math.floor(params.max_factor * wanted), 0, 0
+    while len(groups) < wanted and drawn < limit:
+        count = min(math.ceil((wanted - len(groups)) / share), limit - drawn)
+        new = draw(count)
+        if not new:
+            break
+        good = signal(new)
+        groups += [group for group, has in zip(new, good, strict=True) if has]
+        without += [group for group, has in zip(new, good, strict=True) if not has]
+        drawn, rounds = drawn + len(new), rounds + 1
+        measured = sum(good) / len(good)
+        share = max(
+            (1 - params.newest) * share + params.newest * measured, 1 / (params.max_factor * wanted)
+        )
+        if len(new) < count:
+            break
+    found = len(groups)
+    if found < wanted:
+        log.warning(
+            "dynamic sampling: %d of %d groups with signal after %d prompts", found, wanted, drawn
+        )
+    return Filled(
+        groups=groups[:wanted] or without[:wanted],
+        surplus=groups[wanted:][:wanted],
+        share=share,
+        measured={
+            "groups_drawn": float(drawn),
+            "groups_carried": float(len(carried)),
+            "signal_share": share,
+            "draws": float(rounds),
+        },
+    )
+
+
+def has_signal(recipe: Recipe, groups: Sequence[Group], device: torch.device) -> list[bool]:
+    """Whether any token of a group has an advantage under the recipe."""
+    rows = [row for group in groups for row in group]
+    active = (recipe.advantages(examples(rows, device).batch) != 0).any(-1)
+    return [bool(part.any()) for part in active.split([len(group) for group in groups])]
+
+
+def by_group(rows: Sequence[dict[str, Any]]) -> list[Group]:
+    """The rows of each prompt, in order of first appearance."""
+    groups: dict[str, Group] = {}
+    for row in rows:
+        groups.setdefault(row["prompt_id"], []).append(row)
+    return list(groups.values())
