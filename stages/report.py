@@ -4,7 +4,17 @@ import sys
 
 from entrograd.stage import Run, run_stage
 
-OPTIONAL = ("benchmarks", "offline_curve", "online_curve", "groups", "prepare", "annotate")
+INPUTS = {
+    "summary": "results/summary.json",
+    "samples": "data/samples",
+    "benchmarks": "results/benchmarks.json",
+    "offline_curve": "results/train_offline.csv",
+    "online_curve": "results/train_online.csv",
+    "groups": "data/groups.parquet",
+    "prepare": "results/prepare.json",
+    "annotate": "results/annotate.json",
+    "reward_heads": "results/reward_heads.json",
+}
 
 
 def work(run: Run) -> str:
@@ -23,17 +33,8 @@ if __name__ == "__main__":
             work,
             doc=__doc__,
             sections=("report", "evaluate"),
-            inputs={
-                "summary": "results/summary.json",
-                "samples": "data/samples",
-                "benchmarks": "results/benchmarks.json",
-                "offline_curve": "results/train_offline.csv",
-                "online_curve": "results/train_online.csv",
-                "groups": "data/groups.parquet",
-                "prepare": "results/prepare.json",
-                "annotate": "results/annotate.json",
-            },
-            optional=OPTIONAL,
+            inputs=INPUTS,
+            optional=set(INPUTS) - {"summary", "samples"},
             outputs={"out": "report"},
         )
     )

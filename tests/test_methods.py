@@ -17,6 +17,7 @@ from entrograd.methods.base import Batch, denominators
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.numerics.ratings import rating_entropy
 from entrograd.params import MethodParams, check
+from entrograd.report.curves import METRICS
 
 Rows = Sequence[Sequence[float]]
 
@@ -521,6 +522,58 @@ class TestDiagnostics:
         # KL(old || now) = E_old[ratio - 1 - log ratio] = .5 - .4054651
         assert found["kl"] == pytest.approx(0.0945349, abs=1e-7)
         assert found["kl_k1"] == pytest.approx(-0.4054651, abs=1e-7)
+
+    def test_the_ratio_that_is_clipped_is_the_loss_s_own(self) -> None:
+        # token ratios e^.3 and e^-.3: each beyond .2, their geometric mean 1 clipped by nobody
+        batch = group([1, 0], old_logprobs=[[-1.0, -1.0], [-1.0, -1.0]])
+        now = torch.tensor([[-0.7, -1.3], [-0.7, -1.3]], dtype=torch.float64)
+        for name, low, high in (("grpo", 0.25, 0.25), ("gspo", 0.0, 0.0)):
+            chosen = choose(name)
+            found = diagnostics(chosen, batch, now, chosen.advantages(batch))
+            assert (found["clip_low"], found["clip_high"]) == (low, high)
+
+    def test_distance_from_the_reference(self) -> None:
+        # d = log pi_ref - log pi = -.5: e^-.5 + .5 - 1
+        batch = group([1, 0], old_logprobs=[[-1.0], [-1.0]], ref_logprobs=[[-1.5], [-1.5]])
+        chosen = choose("grpo")
+        found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        assert found["kl_ref"] == pytest.approx(0.1065307, abs=1e-7)
+        assert found["kl"] == 0.0
+
+    def test_signs_and_kept_tokens(self) -> None:
+        # the sets' own z-scores: O+ (-, +, 0) (+, -), O- (+, -, 0) (-, +)
+        batch = group([1, 1, 0, 0], ENTROPIES)
+        chosen = choose("gtpo", gtpo={"normalization": "own_set"})
+        found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        assert found["positive_correct"] == pytest.approx(0.4)
+        assert found["negative_wrong"] == pytest.approx(0.4)
+        # the mask keeps 1, 0, 1 of the right one and 0, 1, 0 of the wrong one
+        rows = [[-1.0, -2.0, -1.0], [-1.0, -2.0, -1.0]]
+        reference = [[-2.0, -1.0, -2.0], [-2.0, -1.0, -2.0]]
+        batch = group([1, 0], old_logprobs=rows, ref_logprobs=reference)
+        chosen = choose("asr", asr={"segmentation": "token"})
+        found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        assert found["kept_tokens"] == 0.5
+
+    def test_effective_weights_of_the_heads(self) -> None:
+        batch = TestWeighted.batch
+        chosen = choose("weighted", weighted={"weights": {"reward": 1.0, "b": 2.0}})
+        found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        weights = [found[f"weight_{name}"] for name in ("reward", "a", "b")]
+        assert weights == [1.0, 0.0, 2.0]
+
+    def test_the_report_draws_what_is_measured(self) -> None:
+        batch = group(
+            [1, 1, 0, 0],
+            ENTROPIES,
+            old_logprobs=ENTROPIES,
+            ref_logprobs=ENTROPIES,
+            cluster_ids=[0, 0, 1, 2],
+        )
+        chosen = choose("gtpo", modulation="seed_grpo")
+        measured = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        drawn = {column for metric in METRICS for column in metric.columns}
+        assert drawn - set(measured) == {"loss", "grad_norm"}  # the step's own
 
     def test_semantic_entropy_and_multiplier(self) -> None:
         batch, chosen = TestSeedGrpo.batch, choose("seed_grpo")

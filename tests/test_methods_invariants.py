@@ -394,13 +394,29 @@ def ragged_batches(draw: st.DrawFn) -> tuple[Batch, float]:
     return batch, draw(st.sampled_from([0.0, 0.3, 50.0, 1e4]))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     drawn=ragged_batches(),
     combination=st.sampled_from([c for c in COMBINATIONS if c not in UNLABELLED]),
     normalization=st.sampled_from(["own_set", "with_zeros", "joint"]),
     estimator=st.sampled_from(["rao", "discrete", "paper"]),
     f=st.sampled_from(["linear", "exponential", "focal", "reciprocal"]),
+    asr=st.fixed_dictionaries(
+        {
+            "source": st.sampled_from(["implicit_reward", "entropy", "reward_model"]),
+            "segmentation": st.sampled_from(["change", "token", "entropy_cutoff"]),
+            "min_length": st.integers(1, 3),
+            "keep_denominator": st.booleans(),
+        }
+    ),
+    options=st.fixed_dictionaries(
+        {
+            "kl_coefficient": st.sampled_from([0.0, 0.1]),
+            "kl_estimator": st.sampled_from(["k1", "k2", "k3"]),
+            "correction": st.sampled_from(["none", "truncated", "masked"]),
+            "correction_level": st.sampled_from(["token", "sequence"]),
+        }
+    ),
 )
 def test_ragged_groups_at_the_extremes(
     drawn: tuple[Batch, float],
@@ -408,13 +424,18 @@ def test_ragged_groups_at_the_extremes(
     normalization: str,
     estimator: str,
     f: str,
+    asr: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
     batch, spread = drawn
-    chosen = mix(
-        combination,
-        gtpo={"normalization": normalization},
-        seed_grpo={"estimator": estimator, "f": f, "alpha": 0.8},
-    )
+    blocks: dict[str, dict[str, Any]] = {
+        "gtpo": {"normalization": normalization},
+        "seed_grpo": {"estimator": estimator, "f": f, "alpha": 0.8},
+        "asr": asr,
+        **HEADS,
+    }
+    loss = combination[-1]
+    chosen = mix(combination, **{**blocks, loss: {**blocks.get(loss, {}), **options}})
     hold(chosen, batch, current(batch, spread=spread))
 
 

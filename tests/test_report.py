@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,18 @@ def test_facts_join_nested_names() -> None:
         ("share", "0.25"),
         ("ok", "True"),
     ]
+
+
+def test_reward_heads_are_shown_where_there_are_any(all_files: Inputs, tmp_path: Path) -> None:
+    head = {"mean": 0.75, "entropy": 0.6931, "weight": 0.25, "ratings": {"0.5": 0.5, "1": 0.5}}
+    io.write_json(tmp_path / "h.json", {"completions": 8, "tau": 2.0, "heads": {"brevity": head}})
+    text = page(replace(all_files, reward_heads=tmp_path / "h.json"), tmp_path / "report")
+    assert "head · brevity · entropy" in text
+    assert "0.6931" in text
+    io.write_json(tmp_path / "h.json", {"completions": 8, "tau": 2.0, "heads": {}})
+    assert "head ·" not in page(
+        replace(all_files, reward_heads=tmp_path / "h.json"), tmp_path / "r"
+    )
 
 
 def test_counts_are_a_table_of_equal_keys() -> None:

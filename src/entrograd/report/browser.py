@@ -31,6 +31,7 @@ class Inputs:
     groups: Path | None = None
     prepare: Path | None = None
     annotate: Path | None = None
+    reward_heads: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def render(section: params.ReportParams, inputs: Inputs, confidence: float) -> s
         benchmarks=_benchmarks(inputs.benchmarks),
         curves=_curves(inputs),
         preparation=_preparation(_optional_json(inputs.prepare)),
-        annotation=tables.facts({k: v for k, v in annotate.items() if k != "status"}),
+        annotation=tables.facts({k: v for k, v in annotate.items() if k != "status"})
+        + _heads(inputs.reward_heads),
         statuses=tables.status_shares(annotate),
         groups=_group_figures(inputs.groups),
         samples=samples.choose(compared, section.samples),
@@ -108,6 +110,15 @@ def render(section: params.ReportParams, inputs: Inputs, confidence: float) -> s
 def _figure(spec: plots.Spec, name: str, label: str) -> Figure:
     # vl-convert escapes text itself, so the SVG is markup whatever the data are called.
     return Figure(label, Markup(plots.svg(spec, name)))
+
+
+def _heads(path: Path | None) -> list[tuple[str, str]]:
+    """Mean, entropy (nats) and ENCORE's weight of each reward head."""
+    heads = _optional_json(path).get("heads", {})
+    shown = ("mean", "entropy", "weight")
+    return tables.facts(
+        {name: {key: head[key] for key in shown} for name, head in heads.items()}, "head · "
+    )
 
 
 def _optional_json(path: Path | None) -> dict[str, Any]:

@@ -66,8 +66,14 @@ METRICS = (
     Metric(
         "Distance from the sampling policy",
         "KL, nats a token",
-        {"kl_k3": "KL"},
+        {"kl": "KL"},
         "KL divergence of the trained policy from the one that drew the completions (k3 estimate).",
+    ),
+    Metric(
+        "Distance from the reference policy",
+        "KL, nats a token",
+        {"kl_ref": "KL"},
+        "KL divergence of the trained policy from the reference model (k3 estimate).",
     ),
     Metric(
         "Clipped tokens",
@@ -75,6 +81,17 @@ METRICS = (
         {"clip_low": "below the bound", "clip_high": "above the bound"},
         "Trained tokens whose probability ratio has passed the bound in the direction of their "
         "advantage, so that they give no gradient.",
+    ),
+    Metric(
+        "Signs of the advantages",
+        "share of tokens",
+        {
+            "positive_correct": "correct, positive",
+            "negative_wrong": "wrong, negative",
+            "kept_tokens": "kept",
+        },
+        "Tokens of correct completions that are pushed up, of wrong ones that are pushed down, and "
+        "tokens that a mask leaves in the loss; in groups with a signal.",
     ),
     Metric(
         "Modulation",
