@@ -104,7 +104,7 @@ class TestOffline:
             tmp_path / "t.parquet",
             tmp_path / "out",
             tmp_path / "curve.csv",
-            tmp_path / "work",
+            tmp_path / f"work-{method}",
         )
         with (tmp_path / "curve.csv").open() as file:
             return next(csv.DictReader(file))

@@ -215,7 +215,7 @@ class TestStages:
             tmp_path / "t.parquet",
             tmp_path / "out",
             tmp_path / "curve.csv",
-            tmp_path / "work",
+            tmp_path / f"work-{heads_file is None}",
             reward_heads=heads_file,
         )
         return (tmp_path / "curve.csv").read_text().splitlines()
