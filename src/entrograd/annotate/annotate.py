@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def annotate(
         score, policy = _scorer(params, model, _temperature(origin, rollouts))
         tokenizer = functools.cache(load_tokenizer)
         origin["annotate"] = {"grader": f"math-verify {version('math-verify')}", "model": policy}
+        samplers: set[str] = set()
         total = sum(piece.rows for piece, wanted in zip(pieces, missing, strict=True) if wanted)
         with (
             Grader(params.grader) as grader,
@@ -147,7 +148,7 @@ def annotate(
                     continue
                 try:
                     rows = complete(rows, known, tokenizer(model) if lacks_tokens(rows) else None)
-                    _note_other_policy(rows, policy, piece.file)
+                    samplers |= {row["policy_version"] for row in rows} - {policy}
                     annotated, group_rows = annotate_rows(
                         rows, known, score, grader, cluster, params
                     )
@@ -157,6 +158,7 @@ def annotate(
                 io.write_table(done_groups / shard, group_rows, "groups", **origin)
                 io.write_table(done / shard, annotated, "annotated", **origin)
                 bar.advance(len(rows))
+        _note_other_policies(samplers, policy, rollouts)
     values = summarise([done / shard for shard in names], [done_groups / shard for shard in names])
     check_alarms(values, params.alarms)
     table = pa.concat_tables(io.read_table(done_groups / shard, "groups") for shard in names)
@@ -288,13 +290,12 @@ def _check_fits(row: Mapping[str, Any], vocabulary: int, context: int, model: Pa
         )
 
 
-def _note_other_policy(rows: Rows, policy: str, shard: Path) -> None:
-    others = {row["policy_version"] for row in rows} - {policy}
-    if others:
+def _note_other_policies(samplers: Collection[str], policy: str, rollouts: Path) -> None:
+    if samplers:
         log.warning(
             "%s: sampled by %s, annotated by %s: old_logprobs are the latter's; for another "
             "dtype or device of the same weights that is expected",
-            shard.name,
-            ", ".join(sorted(others)),
+            rollouts,
+            ", ".join(sorted(samplers)),
             policy,
         )
