@@ -44,7 +44,7 @@ ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends
 	@python -m flows.serve
 
 test: setup  ## the tests
-	@python -m pytest
+	@python -m pytest --numprocesses=2 --dist=loadfile
 
 chaos: setup  ## kill training N times at random instants (N=100) and compare the outputs
 	@python tests/chaos.py --kills $(or $(N),100)
