@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup run test chaos flow ui lint format types parity clean
+.PHONY: help setup run test fuzz chaos flow ui lint format types parity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -42,6 +42,9 @@ flow: setup  ## the same pipeline through Prefect, without a server
 
 ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends it
 	@python -m flows.serve
+
+fuzz: setup  ## 12,000 hostile answers against the grader (tests draw a few hundred)
+	@FUZZ=12000 python -m pytest -s tests/test_verify_fuzz.py
 
 test: setup  ## the tests
 	@python -m pytest --numprocesses=2 --dist=loadfile
