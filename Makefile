@@ -43,8 +43,8 @@ flow: setup  ## the same pipeline through Prefect, without a server
 ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends it
 	@python -m flows.serve
 
-fuzz: setup  ## 12,000 hostile answers against the grader (tests draw a few hundred)
-	@FUZZ=12000 python -m pytest -s tests/test_verify_fuzz.py
+fuzz: setup  ## the grader against 12,000 hostile answers, and answers of other problems
+	@FUZZ=12000 AGAINST=100 python -m pytest -s tests/test_verify_fuzz.py tests/test_verify_agreement.py
 
 test: setup  ## the tests
 	@python -m pytest --numprocesses=2 --dist=loadfile

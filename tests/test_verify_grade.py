@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from imports import ROOT
 
 from entrograd import params
 from entrograd.errors import InputError
@@ -263,3 +264,7 @@ def test_agreement_with_another_grader(grader: Grader, shared_data: Path) -> Non
     ]
     assert len(items) == 288
     assert disagreements == [("10{,}000", "10000", 1.0, False)]
+    listed = "| 6 | 8 | `10{,}000` | `10000` | equal | different | equal:"
+    assert listed in (ROOT / "docs" / "grading.md").read_text()
+    assert not verdicts[5 * 8 + 7]
+    assert grades[5 * 8 + 7].reward == 1.0

@@ -14,6 +14,7 @@ import zlib
 from typing import Any, NamedTuple
 
 from entrograd.executor import serve
+from entrograd.verify.numbers import read_number
 
 _NEAR = 1e-5  # of the larger: as far as decimals may be rounded (entrograd.verify.equivalence)
 
@@ -41,23 +42,32 @@ def _parser() -> Any:
     )
 
 
-class _Parsed(NamedTuple):
-    """What math-verify reads of an answer. value: of a plain expression, or of an equation's last
-    side, where every unknown is a number that its name decides; None where there is none."""
+class _Side(NamedTuple):
+    """The value of an answer that is a plain expression, or of an equation's last side, where every
+    unknown is a number that its name decides; None where there is none."""
 
-    found: list[Any]
     equation: bool
     value: complex | None
 
 
 @functools.lru_cache(maxsize=2048)
-def _parsed(latex: str) -> _Parsed:
+def _parsed(latex: str) -> list[Any]:
+    return _parser()(f"\\boxed{{{latex}}}")
+
+
+@functools.lru_cache(maxsize=8192)
+def _side(latex: str) -> _Side:
+    """Plain numbers need no parser."""
     from math_verify.grader import is_equation, take_last_relation
 
-    found = _parser()(f"\\boxed{{{latex}}}")
+    number = read_number(latex)
+    if number is not None and number.unit is None and not number.percent:
+        with contextlib.suppress(OverflowError):
+            return _Side(False, complex(number.value))
+    found = _parsed(latex)
     equation = bool(found) and is_equation(found[0])
     side = take_last_relation(found[0]).rhs if equation else found[0] if found else None
-    return _Parsed(found, equation, _value(side))
+    return _Side(equation, _value(side))
 
 
 def _value(expression: Any) -> complex | None:
@@ -79,7 +89,7 @@ def _value(expression: Any) -> complex | None:
     return value if cmath.isfinite(value) else None
 
 
-def _differ(one: _Parsed, other: _Parsed) -> bool:
+def _differ(one: _Side, other: _Side) -> bool:
     """Whether their values show that they are different."""
     a, b = one.value, other.value
     if a is None or b is None or (one.equation and other.equation):
@@ -94,13 +104,10 @@ def symbolically_equal(gold: str, answer: str) -> bool:
     """
     from math_verify import verify
 
-    one, other = _parsed(gold), _parsed(answer)
-    if _differ(one, other):
-        return False
-    return bool(
+    return not _differ(_side(gold), _side(answer)) and bool(
         verify(
-            one.found,
-            other.found,
+            _parsed(gold),
+            _parsed(answer),
             allow_set_relation_comp=True,
             timeout_seconds=None,
             raise_on_error=True,
