@@ -12,7 +12,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup run test fuzz chaos flow ui lint format types parity clean
+.PHONY: help setup run test fuzz bench-annotate chaos flow ui lint format types parity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,6 +45,9 @@ ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends
 
 fuzz: setup  ## the grader against 12,000 hostile answers, and answers of other problems
 	@FUZZ=12000 AGAINST=100 python -m pytest -s tests/test_verify_fuzz.py tests/test_verify_agreement.py
+
+bench-annotate: setup  ## grading and clustering against math-verify on all pairs
+	@python benchmarks/grading.py
 
 test: setup  ## the tests
 	@python -m pytest --numprocesses=2 --dist=loadfile
