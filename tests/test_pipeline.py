@@ -29,6 +29,7 @@ OUTPUTS = [
     "data/samples",
     "results/prepare.json",
     "results/annotate.json",
+    "results/reward_heads.json",
     "results/train_offline.csv",
     "results/train_online.csv",
     "results/summary.json",
