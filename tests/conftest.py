@@ -30,7 +30,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_model(path: Path, seed: int = 0, characters: str = CHARACTERS) -> Path:
+def write_tiny_model(
+    path: Path, seed: int = 0, characters: str = CHARACTERS, head_dim: int = 8
+) -> Path:
     """A two-layer Llama of random weights over single characters, in the Hugging Face layout."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -50,6 +52,7 @@ def write_tiny_model(path: Path, seed: int = 0, characters: str = CHARACTERS) ->
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         pad_token_id=0,

@@ -186,10 +186,43 @@ class PrepareParams(Section):
     overlap: Overlap = Overlap()
 
 
+class VllmParams(Section):
+    """Engines vllm (its processes are children of this one) and vllm_server (over HTTP, at `url`;
+    where that is null, a server on loopback is started and ended with the run). docs/vllm.md.
+
+    `kv_cache_gib`: memory of the key-value cache; null: what `gpu_memory_utilization` leaves on a
+    GPU, 2 on a CPU. `enforce_eager`, `sleep` (weights leave the GPU between rounds): null decides
+    by the hardware. `weights`: how new weights reach the engine: `folder` (written to
+    `weights_folder`, which a server must see too; null: a temporary one), `ipc` (shared GPU memory,
+    in process, one GPU), `nccl`; auto: ipc where it works, else folder. `max_gap`: after each
+    update the mean difference, in nats, between the engine's and the trainer's log-probabilities of
+    a fixed text may not exceed it; null: 0.001 in float32, 0.15 in bfloat16. `retries`: attempts in
+    a row, without any progress, before a lost engine is an error.
+    """
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
+    tensor_parallel_size: Positive = 1
+    data_parallel_size: Positive = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    max_model_len: Positive | None = None
+    max_num_seqs: Positive = 256
+    enforce_eager: bool | None = None
+    sleep: bool | None = None
+    weights: Literal["auto", "folder", "ipc", "nccl"] = "auto"
+    weights_folder: str | None = None
+    max_gap: Annotated[float, Field(gt=0)] | None = None
+    concurrency: Positive = 128
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    start_seconds: Annotated[float, Field(gt=0)] = 900.0
+    retries: Positive = 5
+
+
 class RolloutParams(Section):
     """Stage rollout. `prompts`: how many training prompts (all where null), in table order."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    vllm: VllmParams = VllmParams()
     prompts: Positive | None = None
     group_size: Annotated[int, Field(ge=1)] = 8
     sampling: Sampling = Sampling()
@@ -198,6 +231,23 @@ class RolloutParams(Section):
     token_budget: Positive = 32768
     dtype: DType = "auto"
     device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> RolloutParams:
+        if self.engine == "vllm" and self.vllm.url:
+            raise ValueError("vllm.url is for engine vllm_server; remove it or change the engine")
+        if self.engine == "vllm" and self.vllm.data_parallel_size > 1:
+            raise ValueError("vllm.data_parallel_size above 1 needs engine vllm_server")
+        if self.engine == "vllm" and self.vllm.weights == "nccl":
+            raise ValueError("vllm.weights nccl is for engine vllm_server; take ipc or folder")
+        if self.vllm.weights == "ipc" and (
+            self.engine == "vllm_server" or self.vllm.tensor_parallel_size > 1
+        ):
+            raise ValueError(
+                "vllm.weights ipc needs engine vllm on one GPU (tensor_parallel_size 1); take "
+                "folder or, with a server, nccl"
+            )
+        return self
 
 
 class Grader(Section):

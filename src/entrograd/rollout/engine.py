@@ -92,3 +92,22 @@ def cut_at_stop(text: str, stop: Sequence[str], after: int = 0) -> str | None:
     the first min_new_tokens tokens), None where there is none."""
     places = (text.find(end, max(0, after + 1 - len(end))) for end in stop)
     return text[:first] if (first := min((p for p in places if p >= 0), default=-1)) >= 0 else None
+
+
+def finish(
+    tokenizer: Any,
+    ids: Sequence[int],
+    logprobs: Sequence[float],
+    finish_reason: str,
+    sampling: Sampling,
+) -> Completion:
+    """The Completion of these tokens: its text ends before the stop string."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    first = len(tokenizer.decode(ids[: sampling.min_new_tokens], skip_special_tokens=True))
+    cut = cut_at_stop(text, sampling.stop, first)
+    return Completion(
+        completion_ids=tuple(ids),
+        text=text if cut is None else cut,
+        sampling_logprobs=tuple(logprobs),
+        finish_reason=finish_reason,
+    )

@@ -21,6 +21,14 @@ def open_engine(params: RolloutParams, folder: Path, policy: Any | None = None) 
     Raises:
         InputError: an engine that is not installed, or settings it cannot take.
     """
+    if params.engine == "vllm":
+        from entrograd.rollout.vllm_engine import InProcessVllm
+
+        return InProcessVllm(params, folder, policy)
+    if params.engine == "vllm_server":
+        from entrograd.rollout.vllm_server import VllmServer
+
+        return VllmServer(params, folder, policy)
     from entrograd.models.load import load_model, load_tokenizer
     from entrograd.rollout.transformers_engine import TransformersEngine
 

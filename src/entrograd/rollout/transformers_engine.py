@@ -32,6 +32,7 @@ from entrograd.rollout.engine import (
     Request,
     check_requests,
     cut_at_stop,
+    finish,
     max_new_tokens,
 )
 from entrograd.rollout.sampler import draw, uniforms
@@ -248,18 +249,9 @@ class _Decoding:
         return cut_at_stop(decode(tokens[start:count]), self.sampling.stop, known) is not None
 
     def _completion(self, index: int) -> Completion:
-        count, sampling = int(self.counts[index]), self.sampling
-        ids = self.tokens[index, :count].tolist()
-        decode = self.engine.tokenizer.decode
-        text = decode(ids, skip_special_tokens=True)
-        first = len(decode(ids[: sampling.min_new_tokens], skip_special_tokens=True))
-        cut = cut_at_stop(text, sampling.stop, first)
-        return Completion(
-            completion_ids=tuple(ids),
-            text=text if cut is None else cut,
-            sampling_logprobs=tuple(self.logprobs[index, :count].tolist()),
-            finish_reason=self.reasons[index],
-        )
+        count = int(self.counts[index])
+        ids, logprobs = (values[index, :count].tolist() for values in (self.tokens, self.logprobs))
+        return finish(self.engine.tokenizer, ids, logprobs, self.reasons[index], self.sampling)
 
 
 def _check_attention(model: Any, requests: Sequence[Request], sampling: Sampling) -> None:

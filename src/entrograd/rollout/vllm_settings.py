@@ -1,0 +1,127 @@
+"""How vLLM is started, from section rollout: arguments, environment, and how weights travel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from entrograd.errors import InputError
+from entrograd.models.load import resolve_device, resolve_dtype
+from entrograd.params import RolloutParams
+
+WORKER = "entrograd.rollout.vllm_worker.WorkerExtension"
+
+
+def engine_dtype(params: RolloutParams) -> torch.dtype:
+    """What vLLM computes in."""
+    return resolve_dtype(params.dtype, resolve_device("auto"))
+
+
+def on_cpu() -> bool:
+    """Whether vLLM runs on the CPU here."""
+    return resolve_device("auto").type == "cpu"
+
+
+def transfer(params: RolloutParams) -> str:
+    """How weights travel: folder, ipc or nccl."""
+    chosen = params.vllm.weights
+    if chosen != "auto":
+        return chosen
+    alone = params.engine == "vllm" and params.vllm.tensor_parallel_size == 1
+    return "ipc" if alone and not on_cpu() else "folder"
+
+
+def engine_arguments(params: RolloutParams, context: int) -> dict[str, Any]:
+    """vLLM's EngineArgs, by name: arguments of LLM and, with dashes, of its server."""
+    chosen, cpu = params.vllm, on_cpu()
+    arguments: dict[str, Any] = {
+        "dtype": str(engine_dtype(params)).removeprefix("torch."),
+        "seed": 0,  # each request brings its own
+        "tensor_parallel_size": chosen.tensor_parallel_size,
+        "max_model_len": chosen.max_model_len or context,
+        "max_num_seqs": chosen.max_num_seqs,
+        "enforce_eager": cpu if chosen.enforce_eager is None else chosen.enforce_eager,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",  # of the distribution really sampled from
+        "gpu_memory_utilization": chosen.gpu_memory_utilization,
+        "worker_extension_cls": WORKER,
+        "use_tqdm_on_load": False,
+    }
+    if chosen.kv_cache_gib or cpu:
+        arguments["kv_cache_memory_bytes"] = int((chosen.kv_cache_gib or 2.0) * 2**30)
+    if cpu:
+        # A prompt computed in parts resets its request's generator, which the CPU's cannot.
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(8192, arguments["max_model_len"])
+    if (backend := transfer(params)) != "folder":
+        arguments["weight_transfer_config"] = {"backend": backend}
+    return arguments
+
+
+def flags_of(arguments: Mapping[str, Any]) -> list[str]:
+    """EngineArgs as the server's command line has them."""
+    words: list[str] = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            words += [f"--{flag}.{key}={item}" for key, item in value.items()]
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
+def environment(params: RolloutParams) -> dict[str, str]:
+    """Environment of vLLM's processes: no usage statistics, no hub, all cores of a CPU."""
+    wanted = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    chosen = params.vllm
+    if on_cpu() and chosen.tensor_parallel_size * chosen.data_parallel_size == 1:
+        cores = sorted(os.sched_getaffinity(0))
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in cores)
+    if on_cpu() and chosen.enforce_eager is not False:
+        wanted["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler is compiled at the first call
+    if transfer(params) == "ipc":
+        wanted["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory are pickles
+    forced = {"VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"}
+    return {k: v if k in forced else os.environ.get(k, v) for k, v in wanted.items()}
+
+
+def require_vllm(engine: str) -> None:
+    """InputError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            f"rollout.engine {engine}: vLLM is not installed; `make setup VLLM=cuda` (on a CPU: "
+            "VLLM=cpu), or pip install '.[vllm]', or take engine transformers"
+        )
+
+
+def device_sender(backend: str, params: RolloutParams, client: Any, model: Any) -> Any:
+    """vLLM's trainer side of a weight transfer between GPUs; `send_weights()` does one."""
+    from vllm.distributed.weight_transfer.base import ModuleSource
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    if backend == "ipc":
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        start: Any = IPCTrainerInitInfo(rank=0, packed=True)
+    else:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        from vllm.utils.network_utils import get_ip, get_open_port
+
+        workers = params.vllm.tensor_parallel_size * params.vllm.data_parallel_size
+        start = NCCLTrainerInitInfo(
+            rank=0, master_address=get_ip(), master_port=get_open_port(), world_size=workers + 1
+        )
+    return WeightTransferTrainerFactory.trainer_init(
+        start, client=client, source=ModuleSource(model)
+    )

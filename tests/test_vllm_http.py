@@ -1,0 +1,354 @@
+"""The vLLM server engine against a server of our own that misbehaves: nothing lost, nothing twice.
+
+The server answers vLLM's calls; its weights are real (it reads the folder it is told to, and its
+log-probabilities of a prompt are the model's), its completions are a function of the request.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from entrograd.errors import InputError
+from entrograd.models.forward import score
+from entrograd.models.load import load_model, policy_version
+from entrograd.params import RolloutParams, Sampling, check
+from entrograd.rollout import vllm_server
+from entrograd.rollout.engine import EngineError, Request
+from entrograd.rollout.vllm_base import request_seed
+from entrograd.rollout.vllm_server import VllmServer
+from entrograd.rollout.vllm_settings import flags_of
+
+SAMPLING = Sampling(max_new_tokens=4)
+
+
+class Server:
+    """A process that can be lost: `stop` forgets its weights and their name, `start` returns with
+    those it was first given, at the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, 0
+        self.drawn: list[int] = []  # seeds of completions that were sent
+        self.loads = 0
+        self.raw = False  # vLLM's default: log-probabilities before the temperature
+        self.before: Callable[[Handler], bool] = answer_all
+        self.http: ThreadingHTTPServer | None = None
+        self.start()
+
+    def start(self) -> None:
+        self.model = load_model(self.folder, "float32", "cpu")
+        self.version = "default"
+        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.http.daemon_threads = True
+        self.http.owner = self  # type: ignore[attr-defined]
+        self.port = self.http.server_address[1]
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        if self.http:
+            self.http.shutdown()
+            self.http.server_close()
+        self.http = None
+
+    def answer(self, path: str, body: dict[str, Any]) -> Any:
+        if path == "/v1/models":
+            return {"data": [{"id": "m", "max_model_len": 256}]}
+        if path == "/weight_info":
+            return {"weight_version": self.version}
+        if path == "/update_weight_version":
+            self.version = body["new_version"]
+        if path == "/collective_rpc" and body["method"] == "reload_weights":
+            self.model = load_model(body["kwargs"]["weights_path"], "float32", "cpu")
+            self.loads += 1
+        if path == "/inference/v1/generate":
+            return self.complete(body["token_ids"], body["sampling_params"])
+        return {}
+
+    def complete(self, ids: list[int], asked: dict[str, Any]) -> Any:
+        if "prompt_logprobs" in asked:
+            values = score(self.model, [ids[:1]], [ids[1:]], 1.0, 4096)[0][0]
+            rows = [{str(t): {"logprob": v}} for t, v in zip(ids[1:], values, strict=True)]
+            return {"prompt_logprobs": [None, *rows], "choices": []}
+        self.drawn.append(asked["seed"])
+        tokens = [4 + (asked["seed"] >> (8 * place)) % 70 for place in range(asked["max_tokens"])]
+        temperature = 1.0 if self.raw else asked["temperature"]
+        values = score(self.model, [ids], [tokens], temperature, 4096)[0][0]
+        choice = {
+            "token_ids": tokens,
+            "logprobs": {"content": [{"logprob": value} for value in values]},
+            "finish_reason": "length",
+            "weight_versions": [{"version": self.version, "start": 0, "end": len(tokens)}],
+        }
+        return {"choices": [choice]}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.respond({})
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        self.respond(json.loads(self.rfile.read(length) or b"{}"))
+
+    def respond(self, body: dict[str, Any]) -> None:
+        owner: Server = self.server.owner  # type: ignore[attr-defined]
+        if owner.http is None:  # it is gone, and so are its open connections
+            self.drop()
+        elif owner.before(self):
+            self.send(200, json.dumps(owner.answer(self.path, body)).encode())
+
+    def send(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def drop(self) -> None:
+        self.close_connection = True
+        self.connection.close()
+
+
+def answer_all(_: Handler) -> bool:
+    return True
+
+
+class Count:
+    """A progress bar that counts."""
+
+    done = 0
+
+    def advance(self, count: int = 1, _: str = "") -> None:
+        self.done += count
+
+
+@pytest.fixture
+def server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(vllm_server, "FIRST_WAIT", 0.02)
+    running = Server(tiny_model)
+    yield running
+    running.stop()
+
+
+def params(server: Server, **vllm: Any) -> RolloutParams:
+    block = {"url": f"http://127.0.0.1:{server.port}", "concurrency": 8, **vllm}
+    data = {"engine": "vllm_server", "dtype": "float32", "vllm": block}
+    return check(RolloutParams, data, "rollout")
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(f"p{i // 2}", i % 2, (6, 7, 4 + i // 2)) for i in range(count)]
+
+
+def open_server(server: Server, tiny_model: Path, **vllm: Any) -> VllmServer:
+    engine = VllmServer(params(server, **vllm), tiny_model, None)
+    server.drawn.clear()
+    return engine
+
+
+def test_completions_come_back_in_order(server: Server, tiny_model: Path) -> None:
+    engine, asked, count = open_server(server, tiny_model), requests(30), Count()
+    drawn = engine.generate(asked, SAMPLING, 3, count)  # type: ignore[arg-type]
+    for request, completion in zip(asked, drawn, strict=True):
+        seed = request_seed(3, request)
+        assert completion.completion_ids == tuple(4 + (seed >> (8 * p)) % 70 for p in range(4))
+        assert len(completion.sampling_logprobs) == 4
+        assert completion.finish_reason == "length"
+    assert sorted(server.drawn) == sorted({request_seed(3, r) for r in asked})
+    assert count.done == 30
+    assert engine.policy_version == policy_version(load_model(tiny_model, "float32", "cpu"))
+
+
+def test_seeds_depend_on_seed_prompt_and_sample_alone() -> None:
+    one = request_seed(1, Request("a", 0, (5,)))
+    assert one == request_seed(1, Request("a", 0, (6, 7), 3))
+    others = [(2, "a", 0), (1, "b", 0), (1, "a", 1)]
+    assert one not in {request_seed(s, Request(p, i, (5,))) for s, p, i in others}
+    assert 0 <= one < 2**63
+
+
+@pytest.mark.parametrize("how", ["dropped", "503", "not JSON", "too slow"])
+def test_a_failing_answer_is_asked_for_again(server: Server, tiny_model: Path, how: str) -> None:
+    engine = open_server(server, tiny_model, timeout_seconds=0.5)
+    lock, seen = threading.Lock(), [0]
+
+    def before(handler: Handler) -> bool:
+        with lock:
+            seen[0] += handler.path == "/inference/v1/generate"
+            fails = seen[0] in (3, 9) and handler.path == "/inference/v1/generate"
+        if not fails:
+            return True
+        if how == "dropped":
+            handler.drop()
+        elif how == "503":
+            handler.send(503, b"busy")
+        elif how == "not JSON":
+            handler.send(200, b"<html>")
+        else:
+            time.sleep(1.0)
+        return False
+
+    server.before = before
+    asked, count = requests(20), Count()
+    drawn = engine.generate(asked, SAMPLING, 1, count)  # type: ignore[arg-type]
+    server.before = answer_all
+    assert drawn == engine.generate(asked, SAMPLING, 1)
+    assert count.done == 20
+
+
+def test_a_server_lost_mid_batch_returns_with_the_current_weights(
+    server: Server, tiny_model: Path
+) -> None:
+    """It comes back with the weights it started with: they are replaced before it is asked."""
+    engine = open_server(server, tiny_model)
+    trained = load_model(tiny_model, "float32", "cpu")
+    with torch.no_grad():
+        trained.model.norm.weight.mul_(1.5)
+    engine.update_weights(trained)
+    assert engine.policy_version == policy_version(trained) == server.version
+    assert server.loads == 1
+    lock = threading.Lock()
+    restarts = [0]
+
+    def before(_: Handler) -> bool:
+        with lock:
+            if len(server.drawn) == 10 and not restarts[0]:
+                restarts[0] = 1
+                threading.Thread(target=restart).start()
+        return True
+
+    def restart() -> None:
+        server.stop()
+        time.sleep(0.3)
+        server.start()
+
+    server.before = before
+    asked, count = requests(60), Count()
+    drawn = engine.generate(asked, SAMPLING, 1, count)  # type: ignore[arg-type]
+    assert [c.completion_ids[0] for c in drawn] == [4 + request_seed(1, r) % 70 for r in asked]
+    assert (restarts[0], server.loads, count.done) == (1, 2, 60)
+    assert server.version == engine.policy_version
+
+
+def test_completions_of_other_weights_are_not_taken(server: Server, tiny_model: Path) -> None:
+    engine = open_server(server, tiny_model)
+    server.version = "older"
+    drawn = engine.generate(requests(6), SAMPLING, 1)
+    assert len(drawn) == 6
+    assert server.version == engine.policy_version
+    assert len(server.drawn) > 6  # those of the older weights were drawn in vain
+
+
+def test_a_server_that_stays_away_is_an_error(server: Server, tiny_model: Path) -> None:
+    engine = open_server(server, tiny_model, retries=3)
+    server.stop()
+    with pytest.raises(EngineError, match=r"lost \(ConnectionError.*3 more attempts"):
+        engine.generate(requests(4), SAMPLING, 1)
+    with pytest.raises(EngineError, match="unreachable"):
+        open_server(server, tiny_model)
+
+
+def test_weights_that_do_not_arrive_are_an_error(server: Server, tiny_model: Path) -> None:
+    engine = open_server(server, tiny_model)
+    trained = load_model(tiny_model, "float32", "cpu")
+    with torch.no_grad():
+        trained.model.norm.weight.mul_(1.5)
+
+    def before(handler: Handler) -> bool:
+        if handler.path != "/collective_rpc":
+            return True
+        handler.send(200, b"{}")  # a worker that says it has read them
+        return False
+
+    server.before = before
+    with pytest.raises(EngineError, match="does not have the weights"):
+        engine.update_weights(trained)
+
+
+def test_raw_logprobs_are_refused(server: Server, tiny_model: Path) -> None:
+    server.raw = True
+    with pytest.raises(InputError, match="--logprobs-mode processed_logprobs"):
+        open_server(server, tiny_model)
+
+
+def test_what_the_server_refuses_is_not_tried_again(server: Server, tiny_model: Path) -> None:
+    engine = open_server(server, tiny_model)
+
+    def refuse(status: int) -> Callable[[Handler], bool]:
+        def before(handler: Handler) -> bool:
+            handler.send(status, b"too long")
+            return False
+
+        return before
+
+    server.before = refuse(400)
+    with pytest.raises(EngineError, match="status 400: too long"):
+        engine.generate(requests(1), SAMPLING, 1)
+    server.before = refuse(401)
+    with pytest.raises(InputError, match="VLLM_API_KEY"):
+        engine.generate(requests(1), SAMPLING, 1)
+    server.before = refuse(404)
+    with pytest.raises(InputError, match="VLLM_SERVER_DEV_MODE=1"):
+        engine.generate(requests(1), SAMPLING, 1)
+    with pytest.raises(InputError, match="prompt p0: 3 tokens and 300 new ones"):
+        engine.generate(requests(1), Sampling(max_new_tokens=300), 1)
+
+
+def test_written_weights_are_removed(server: Server, tiny_model: Path, tmp_path: Path) -> None:
+    engine = open_server(server, tiny_model, weights_folder=str(tmp_path / "weights"))
+    trained = load_model(tiny_model, "float32", "cpu")
+    for _ in range(3):
+        with torch.no_grad():
+            trained.model.norm.weight.mul_(1.1)
+        engine.update_weights(trained)
+        (scratch,) = (tmp_path / "weights").iterdir()
+        assert len(list(scratch.iterdir())) == 1  # the current ones, for a server that returns
+    engine.close()
+    assert not list((tmp_path / "weights").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"engine": "vllm", "vllm": {"url": "http://h:1"}}, "vllm.url is for engine vllm_server"),
+        ({"engine": "vllm", "vllm": {"data_parallel_size": 2}}, "needs engine vllm_server"),
+        ({"engine": "vllm", "vllm": {"weights": "nccl"}}, "nccl is for engine vllm_server"),
+        ({"engine": "vllm_server", "vllm": {"weights": "ipc"}}, "on one GPU"),
+        ({"engine": "vllm_server", "vllm": {"url": "h:1"}}, "rollout.vllm.url"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check(RolloutParams, block, "rollout")
+
+
+def test_a_machine_without_vllm_is_told_how_to_get_it(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from entrograd.rollout import vllm_settings
+    from entrograd.rollout.engines import open_engine
+
+    monkeypatch.setattr(vllm_settings.importlib.util, "find_spec", lambda _: None)
+    for engine in ("vllm", "vllm_server"):
+        with pytest.raises(InputError, match=r"make setup VLLM=cuda"):
+            open_engine(check(RolloutParams, {"engine": engine}, ""), tiny_model)
+
+
+def test_flags_are_those_of_the_command_line() -> None:
+    arguments = {"max_num_seqs": 8, "enforce_eager": True, "enable_chunked_prefill": False}
+    assert flags_of({**arguments, "weight_transfer_config": {"backend": "nccl"}}) == [
+        *("--max-num-seqs", "8", "--enforce-eager", "--no-enable-chunked-prefill"),
+        "--weight-transfer-config.backend=nccl",
+    ]
