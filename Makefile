@@ -47,8 +47,13 @@ ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends
 fuzz: setup  ## the grader against 12,000 hostile answers, and answers of other problems
 	@FUZZ=12000 AGAINST=100 python -m pytest -s tests/test_verify_fuzz.py tests/test_verify_agreement.py
 
-bench-annotate: setup  ## grading and clustering against math-verify on all pairs
+bench-annotate: setup models/base  ## grading against math-verify; entropies against full logits
 	@python benchmarks/grading.py
+	@python benchmarks/entropy_pass.py
+	@python benchmarks/annotate_stream.py
+
+models/base:
+	@dvc repro base_model
 
 test: setup  ## the tests
 	@python -m pytest --numprocesses=2 --dist=loadfile

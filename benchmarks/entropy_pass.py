@@ -1,8 +1,8 @@
 """Token entropies and logprobs of stage annotate against a plain forward with full logits.
 
 Two sets of completions, their lengths a geometric series from 16 to 256 tokens behind prompts of
-96: `groups`, 8 completions of each of 6 prompts as rollouts are, and `single`, one completion of
-each of 24 prompts. Each is cut into the same batches for all sides:
+96: `groups`, 8 completions of each prompt as rollouts are, and `single`, one each. Each is cut into
+the same batches for all sides:
 
 - ours: `entrograd.models.forward.completion_logprobs`, logprob and entropy without logits;
 - plain: the model's own forward to logits [B, T, V] in float32, log-softmax, logprob, entropy;
@@ -32,15 +32,15 @@ from entrograd import io
 from entrograd.models.forward import batches, completion_logprobs, pad
 from entrograd.models.load import load_model
 
-SETS = {"groups": (6, 8), "single": (24, 1)}
+SETS = {"groups": (1, 8), "single": (4, 1)}  # prompts, completions a prompt; times --scale
 PROMPT, SHORTEST, LONGEST = 96, 16, 256
 
 Data = tuple[list[list[int]], list[list[int]]]
 
 
-def completions(name: str, vocabulary: int) -> Data:
+def completions(name: str, vocabulary: int, scale: int) -> Data:
     """Prompts (one a completion) and completions of random tokens; the lengths mixed."""
-    prompts, samples = SETS[name]
+    prompts, samples = SETS[name][0] * scale, SETS[name][1]
     draw, count = np.random.default_rng(0), prompts * samples
     lengths = np.geomspace(SHORTEST, LONGEST, count).round().astype(int)
     lengths = lengths[draw.permutation(count)]
@@ -104,14 +104,15 @@ def peak(side: str, model: Any, data: Data, budget: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def measure(folder: str, dtype: str, budget: int, rounds: int) -> dict[str, Any]:
+def measure(folder: str, dtype: str, budget: int, rounds: int, scale: int) -> dict[str, Any]:
     """Ratios and memory of each set of completions."""
     model = load_model(folder, dtype, "auto")
     vocabulary = model.get_input_embeddings().num_embeddings
     result: dict[str, Any] = {"model": folder, "dtype": str(model.dtype).removeprefix("torch.")}
-    result |= {"token_budget": budget, "threads": torch.get_num_threads(), "sets": {}}
+    result |= {"token_budget": budget, "scale": scale, "threads": torch.get_num_threads()}
+    result["sets"] = {}
     for name in SETS:
-        data = completions(name, vocabulary)
+        data = completions(name, vocabulary, scale)
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
         for side in SIDES:
             run(side, model, (data[0][:2], data[1][:2]), budget)  # warms up
@@ -119,7 +120,7 @@ def measure(folder: str, dtype: str, budget: int, rounds: int) -> dict[str, Any]
             for side in SIDES:
                 seconds[side].append(run(side, model, data, budget))
         median = {side: statistics.median(values) for side, values in seconds.items()}
-        memory = {side: child(side, name, folder, dtype, budget) for side in SIDES}
+        memory = {side: child(side, name, folder, dtype, budget, scale) for side in SIDES}
         found = {
             "seconds": {side: [round(v, 3) for v in values] for side, values in seconds.items()},
             "ratio_entropy": round(median["plain"] / median["ours"], 3),
@@ -132,15 +133,16 @@ def measure(folder: str, dtype: str, budget: int, rounds: int) -> dict[str, Any]
         print(
             f"{name}: {found['ratio_entropy']:.2f}x of plain with full logits, "
             f"{found['ratio_bare']:.2f}x of the bare forward (spread {spread:.0%}); memory "
-            + ", ".join(f"{side} {mib} MiB" for side, mib in memory.items())
+            + ", ".join(f"{side} {mib} MiB" for side, mib in memory.items()),
+            flush=True,
         )
     return result
 
 
-def child(side: str, name: str, folder: str, dtype: str, budget: int) -> int:
+def child(side: str, name: str, folder: str, dtype: str, budget: int, scale: int) -> int:
     """`peak` of a side in a process of its own."""
     command = [sys.executable, __file__, "--model", folder, "--dtype", dtype]
-    command += ["--token-budget", str(budget), "--peak", side, name]
+    command += ["--token-budget", str(budget), "--scale", str(scale), "--peak", side, name]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return round(float(done.stdout.splitlines()[-1]))
 
@@ -151,6 +153,7 @@ def main() -> int:
     parser.add_argument("--model", default="models/base", help="model folder (models/base)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--token-budget", type=int, default=4096, help="of a batch (4096)")
+    parser.add_argument("--scale", type=int, default=4, help="size of both sets (4)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (3)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/annotate.json"))
     parser.add_argument("--peak", nargs=2, metavar=("SIDE", "SET"), help=argparse.SUPPRESS)
@@ -158,10 +161,12 @@ def main() -> int:
     if options.peak:
         model = load_model(options.model, options.dtype, "auto")
         side, name = options.peak
-        data = completions(name, model.get_input_embeddings().num_embeddings)
+        vocabulary = model.get_input_embeddings().num_embeddings
+        data = completions(name, vocabulary, options.scale)
         print(peak(side, model, data, options.token_budget))
         return 0
-    found = measure(options.model, options.dtype, options.token_budget, options.rounds)
+    sizes = options.token_budget, options.rounds, options.scale
+    found = measure(options.model, options.dtype, *sizes)
     sets = found["sets"].values()
     ratios = {
         "ratio_entropy": min(item["ratio_entropy"] for item in sets),
