@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_annotate_stage import SETTINGS, Files
 
+from entrograd import io as tables
 from entrograd.annotate.clusters import (
     Clustering,
     Group,
@@ -31,7 +33,12 @@ from entrograd.annotate.semantic_entropy import kernel_language
 from entrograd.cli import main
 from entrograd.errors import InputError
 from entrograd.executor import Outcome
-from entrograd.params import AnswerClusters, EmbeddingClusters, EntailmentClusters
+from entrograd.params import (
+    AnswerClusters,
+    EmbeddingClusters,
+    EntailmentClusters,
+    referenced_files,
+)
 from entrograd.params import Grader as Limits
 from entrograd.verify.grade import Grader
 
@@ -428,6 +435,21 @@ class TestJudge:
         ids = cluster([group])[0].ids
         assert ids[0] == ids[1]
         assert ids.count(ids[3]) == 1
+
+
+def test_the_stage_clusters_as_its_parameters_say(
+    bert: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    files = Files(tmp_path, tiny_model, shards=1)
+    files.run(tmp_path / "r", settings=SETTINGS.model_copy(update={"clusters": entailment(bert)}))
+    rows = tables.read_table(tmp_path / "out/annotated", "annotated").to_pylist()[:4]
+    with Grader(Limits()) as grader:
+        cluster = clusterer(entailment(bert), grader, "cpu")
+    group = Group("p0", [row["completion_text"] for row in rows], [None] * 4)
+    assert [row["cluster_id"] for row in rows] == cluster([group])[0].ids
+    assert referenced_files(SETTINGS.model_copy(update={"clusters": entailment(bert)})) == [
+        str(bert)
+    ]
 
 
 class TestEncoder:
