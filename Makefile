@@ -13,7 +13,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup run test test-vllm fuzz bench-annotate chaos flow ui lint format types parity clean
+.PHONY: help setup run test test-vllm fuzz bench-annotate chaos flow ui lint format types parity bench-step bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -87,6 +87,12 @@ parity: .venv-parity/ready  ## loss and gradient against TRL 1.16.0, in an envir
 		--python .venv-parity/bin/python --constraint constraints.txt \
 		--requirement benchmarks/parity.txt
 	@touch $@
+
+bench-step: setup .venv-parity/ready  ## one online step against TRL 1.16.0's on the CPU
+	@python benchmarks/bench_step.py
+
+bench-gpu:  ## one online step on a CUDA machine against plain transformers, random weights
+	@PYTHONPATH=src python benchmarks/bench_gpu.py
 
 clean:  ## remove outputs and unfinished work (the DVC cache stays)
 	rm -rf data models results report .entrograd

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from entrograd.errors import InputError
-from entrograd.params import Sampling
 from entrograd.progress import Progress
+
+if TYPE_CHECKING:
+    from entrograd.params import Sampling
 
 
 class EngineError(RuntimeError):

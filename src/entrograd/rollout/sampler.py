@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from entrograd.params import Sampling
+if TYPE_CHECKING:
+    from entrograd.params import Sampling
+
 
 BLOCK = 256  # tokens of the vocabulary summed together
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from entrograd.errors import InputError
 from entrograd.models.forward import compute_prefix, output_head
 from entrograd.models.load import context_length, policy_version
 from entrograd.models.products import inference, linear
-from entrograd.params import Sampling
 from entrograd.progress import Progress
 from entrograd.rollout.cache import RowCache, grouped_decoding
 from entrograd.rollout.engine import (
@@ -36,6 +35,9 @@ from entrograd.rollout.engine import (
     max_new_tokens,
 )
 from entrograd.rollout.sampler import draw, uniforms
+
+if TYPE_CHECKING:
+    from entrograd.params import Sampling
 
 log = logging.getLogger("entrograd")
 
@@ -55,7 +57,8 @@ class TransformersEngine:
     def __init__(self, model: Any, tokenizer: Any, token_budget: int) -> None:
         self.model, self.tokenizer, self.token_budget = model, tokenizer, token_budget
         self.policy_version = policy_version(model)
-        self._ends = torch.tensor(sorted(_end_tokens(model, tokenizer)), device=model.device)
+        ends = sorted(_end_tokens(model, tokenizer))
+        self._ends = torch.tensor(ends, dtype=torch.long, device=model.device)
 
     def update_weights(self, model: Any) -> None:
         """Copy the weights of `model` (nothing to copy where it is the engine's own) and take the

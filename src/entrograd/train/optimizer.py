@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from entrograd.params import Optimizer as OptimizerParams
+if TYPE_CHECKING:
+    from entrograd.params import Optimizer as OptimizerParams
 
 
 class Optimizer:

@@ -1,0 +1,96 @@
+"""Our side of `make bench-step`: one online step a line of standard input, its seconds as JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from work import step_work
+
+from entrograd.methods import recipe
+from entrograd.models.load import load_tokenizer
+from entrograd.params import MethodParams, Sampling
+from entrograd.params import Optimizer as OptimizerParams
+from entrograd.rollout.engine import Request
+from entrograd.rollout.transformers_engine import TransformersEngine
+from entrograd.train.batch import examples
+from entrograd.train.scoring import Scoring
+from entrograd.train.setup import Policy
+from entrograd.train.step import StepSettings, train_step
+
+
+def main() -> None:
+    """Arguments: a JSON object {model, dtype, prompts [[ids]], group, completion}."""
+    options = json.loads(sys.argv[1])
+    folder, new = Path(options["model"]), options["completion"]
+    policy = Policy(folder, options["dtype"], "cpu", OptimizerParams(lr=1e-6), steps=100)
+    engine = TransformersEngine(policy.model, load_tokenizer(folder), 1 << 16)
+    sampling = Sampling(max_new_tokens=new, min_new_tokens=new)
+    settings = StepSettings(1.0, new, 1 << 14)
+    scoring = Scoring(policy.model, 1.0, settings.token_budget, 1 << 15)
+    method = recipe(MethodParams(name="grpo"))
+    prompts = [tuple(ids) for ids in options["prompts"]]
+    print("ready", flush=True)
+    for number, _ in enumerate(sys.stdin):
+        first = number * 2 % len(prompts)
+        chosen = prompts[first : first + 2]
+        requests = [
+            Request(f"p{i}", s, ids)
+            for i, ids in enumerate(chosen)
+            for s in range(options["group"])
+        ]
+        marks = [(time.perf_counter(), time.process_time())]
+
+        def mark(marks: Any = marks) -> None:
+            marks.append((time.perf_counter(), time.process_time()))
+
+        completions = engine.generate(requests, sampling, number)
+        mark()
+        rows: list[dict[str, Any]] = []
+        for request, completion in zip(requests, completions, strict=True):
+            ids = list(completion.completion_ids)
+            row = {
+                "prompt_id": request.prompt_id,
+                "sample_index": request.sample_index,
+                "prompt_ids": list(request.prompt_ids),
+                "completion_ids": ids,
+                "reward": sum(i % 2 for i in ids) / len(ids),
+                "cluster_id": 0,
+            }
+            rows.append(row)
+        for row, (logprobs, entropies) in zip(rows, scoring(rows), strict=True):
+            row["old_logprobs"], row["entropies"] = logprobs, entropies
+        mark()
+        batch = examples(rows, policy.model.device)
+        kept = scoring.take()
+        measured = train_step(policy.model, policy.optimizer, method, batch, settings, kept)
+        engine.update_weights(policy.model)  # hashes the weights: part of every round
+        mark()
+        work = step_work(policy.model, batch.prompt_ids, batch.completion_ids)
+        assert all(len(ids) == new for ids in batch.completion_ids)
+        result = {
+            "seconds": _differences([wall for wall, _ in marks]),
+            "cpu_seconds": _differences([cpu for _, cpu in marks]),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "loss": measured["loss"],
+            "grad_norm": measured["grad_norm"],
+            "dtype": str(policy.model.dtype).removeprefix("torch."),
+            "flops": work.flops,
+            "decoder_tokens": work.decoder_tokens,
+            "threads": torch.get_num_threads(),
+        }
+        print(json.dumps(result), flush=True)
+
+
+def _differences(marks: list[float]) -> dict[str, float]:
+    names = ("generation", "scoring", "update")
+    return {name: b - a for name, a, b in zip(names, marks, marks[1:], strict=False)}
+
+
+if __name__ == "__main__":
+    main()
