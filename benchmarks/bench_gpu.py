@@ -97,7 +97,8 @@ def build(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Op
         pad_token_id=None,
     )
     torch.manual_seed(0)
-    model: Any = Qwen2ForCausalLM(config).to(device).eval()
+    model: Any = Qwen2ForCausalLM(config)
+    model.to(device).eval()
     masters: dict[str, Tensor] = {}
     if dtype != torch.float32:
         masters = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -139,7 +140,7 @@ def ours(model: Any, optimizer: Optimizer, task: Task) -> Callable[[Clock], None
     def step(clock: Clock) -> None:
         completions = engine.generate(task.requests(), sampling, 0)
         clock("generation")
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "prompt_id": request.prompt_id,
                 "prompt_ids": list(request.prompt_ids),

@@ -40,6 +40,7 @@ class Side:
     """A process that makes one step a turn."""
 
     def __init__(self, python: str, script: str, options: dict[str, Any]) -> None:
+        self.script = script
         self.process = subprocess.Popen(
             [python, str(HERE / script), json.dumps(options)],
             stdin=subprocess.PIPE,
@@ -68,7 +69,7 @@ class Side:
         for line in self.process.stdout:
             if line.startswith(start):
                 return line
-        raise SystemExit(f"{self.process.args}: ended; run it with VERBOSE=1")
+        raise SystemExit(f"{self.script} ended; VERBOSE=1 shows why")
 
 
 def prompts(folder: str, length: int, count: int) -> list[list[int]]:
@@ -96,14 +97,17 @@ def compare(options: argparse.Namespace, shape: str) -> dict[str, Any]:
     texts = {"texts": [tokenizer.decode(row) for row in ids], "prompt": prompt}
     first: dict[str, float] = {}
     trl: Side | None = None
+    slower: Side | None
     for setting in options.trl_settings:
         side = Side(options.trl_python, "step_trl.py", {**common, **texts, "setting": setting})
         first[setting] = _total(side.turn()[options.clock])
         print(f"{shape}: TRL {setting}: {first[setting]:.1f} s in its first step", flush=True)
         if first[setting] == min(first.values()):
-            trl, side = side, trl  # type: ignore[assignment]
-        if side is not None:
-            side.close()
+            slower, trl = trl, side
+        else:
+            slower = side
+        if slower:
+            slower.close()
     assert trl is not None
     turns: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
     for turn in range(options.rounds):
