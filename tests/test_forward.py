@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from entrograd.errors import InputError
+from entrograd.models import forward
 from entrograd.models.forward import (
     _plain_hidden,
     _shared_hidden,
@@ -27,6 +28,7 @@ from entrograd.models.forward import (
     common_prefix,
     completion_logprobs,
     length_chunks,
+    saved_tokens,
     score,
     shares_prompts,
 )
@@ -155,6 +157,77 @@ class TestSharedPrompts:
         torch.testing.assert_close(
             shared_gradient / scale, plain_gradient / scale, rtol=0, atol=1e-5
         )
+
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    @pytest.mark.parametrize("name", ["llama", "qwen", "gemma"])
+    def test_recomputed_layers_give_the_same_gradient(self, name: str, attention: str) -> None:
+        model = family(name, attention)
+        prompts, completions = sequences(9)
+        results = []
+        for recomputed in (False, True):
+            if recomputed:
+                model.gradient_checkpointing_enable()
+            model.zero_grad()
+            logprobs, entropies = completion_logprobs(model, prompts, completions, 0.9)
+            logprobs.square().sum().backward()
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+            results.append((logprobs.detach(), entropies, gradient / gradient.abs().max()))
+        for got, want in zip(results[1], results[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+        assert not any(module.training for module in model.modules())
+        with torch.no_grad():  # and decoding with a cache still works
+            shared, _ = completion_logprobs(model, prompts, completions, 0.9, True)
+        torch.testing.assert_close(shared, results[0][0], rtol=1e-5, atol=1e-5)
+
+    def test_recomputed_layers_keep_less(self) -> None:
+        """Bytes that the graph holds, counted as autograd saves them."""
+        model = family("llama", "sdpa")
+        prompts, completions = sequences(9, groups=4, size=4)
+
+        def kept() -> int:
+            sizes: dict[int, int] = {}
+
+            def pack(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                completion_logprobs(model, prompts, completions, 1.0, False)
+            weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+            return sum(size for place, size in sizes.items() if place not in weights)
+
+        before = kept()
+        model.gradient_checkpointing_enable()
+        assert kept() < before / 2
+
+    def test_the_choice_counts_tokens_and_can_be_made(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # a group of 3: plain 3 rows of 4 + 3 - 1; shared 4 once, then 3 rows of 2
+        prompts, completions = [[1, 2, 3, 4]] * 3, [[5, 6, 7]] * 3
+        assert saved_tokens(prompts, completions) == 3 * 6 - (4 + 3 * 2)
+        # one row has nothing to share
+        assert saved_tokens(prompts[:1], completions[:1]) == 0
+        # two prompts that begin alike: 3 tokens once, then 1 each; plain repeats them
+        assert saved_tokens([[1, 2, 3, 4], [1, 2, 3, 5]], [[6], [7]]) == 2 * 4 - (3 + 2)
+        used: list[str] = []
+
+        def watched(name: str, whole: Any) -> Any:
+            def call(*arguments: Any) -> Any:
+                used.append(name)
+                return whole(*arguments)
+
+            return call
+
+        for name in ("_shared_hidden", "_plain_hidden"):
+            monkeypatch.setattr(forward, name, watched(name, getattr(forward, name)))
+        model = family("llama", "sdpa")
+        completion_logprobs(model, prompts, completions, 1.0)
+        completion_logprobs(model, prompts[:1], completions[:1], 1.0)
+        completion_logprobs(model, prompts, completions, 1.0, False)
+        completion_logprobs(model, prompts[:1], completions[:1], 1.0, True)
+        assert used == ["_shared_hidden", "_plain_hidden", "_plain_hidden", "_shared_hidden"]
 
     def test_one_token_prompts_and_completions(self) -> None:
         model = family("llama", "sdpa")

@@ -105,9 +105,9 @@ def test_an_on_policy_round_has_one_forward(
 ) -> None:
     seen: list[int] = []
 
-    def counted(model: Any, prompts: Any, completions: Any, temperature: float) -> Any:
+    def counted(model: Any, prompts: Any, completions: Any, *options: Any) -> Any:
         seen.append(len(completions))
-        return forward.completion_logprobs(model, prompts, completions, temperature)
+        return forward.completion_logprobs(model, prompts, completions, *options)
 
     monkeypatch.setattr(module, "completion_logprobs", counted)
     monkeypatch.setattr(step_module, "completion_logprobs", counted)

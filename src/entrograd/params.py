@@ -84,7 +84,9 @@ class Sampling(Section):
 
 
 class Optimizer(Section):
-    """AdamW and its schedule. `warmup_steps` rise linearly to `lr`, then `schedule`."""
+    """AdamW and its schedule. `warmup_steps` rise linearly to `lr`, then `schedule`.
+    `gradient_checkpointing` keeps the inputs of the layers alone and computes the rest again in
+    the backward pass: less memory, a third more time, and prompts are not shared."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-6
     betas: tuple[Share, Share] = (0.9, 0.95)
@@ -93,6 +95,7 @@ class Optimizer(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    gradient_checkpointing: bool = False
 
     # YAML has no tuples: a list of two is taken for one.
     @model_validator(mode="before")
@@ -391,6 +394,7 @@ class Checkpoint(Section):
 class TrainOfflineParams(Section):
     """Stage train_offline: epochs over the stored, annotated rollouts. `reference`: the folder of
     the model that penalties and implicit rewards are measured against, for methods that need one.
+    `share_prompts`: compute each prompt once for its completions; null: where that saves tokens.
     """
 
     reference: str | None = None
@@ -398,6 +402,7 @@ class TrainOfflineParams(Section):
     groups_per_step: Positive = 16
     optimizer: Optimizer = Optimizer()
     token_budget: Positive = 16384
+    share_prompts: bool | None = None
     seed: int = 0
     checkpoint: Checkpoint = Checkpoint()
     dtype: DType = "auto"
@@ -433,7 +438,7 @@ class DynamicSampling(Section):
 class TrainOnlineParams(Section):
     """Stage train_online: each step samples `prompts_per_step` groups, grades, annotates and
     updates `updates_per_round` times. Sampling, group size and grading are those of sections
-    rollout and annotate; `reference` is as in train_offline."""
+    rollout and annotate; `reference` and `share_prompts` are as in train_offline."""
 
     reference: str | None = None
     steps: Annotated[int, Field(ge=0)] = 100
@@ -443,6 +448,7 @@ class TrainOnlineParams(Section):
     gap: GapGate = GapGate()
     optimizer: Optimizer = Optimizer()
     token_budget: Positive = 16384
+    share_prompts: bool | None = None
     seed: int = 0
     checkpoint: Checkpoint = Checkpoint()
     dtype: DType = "auto"

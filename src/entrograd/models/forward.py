@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from entrograd.errors import InputError
 from entrograd.numerics.logprobs import logprobs_and_entropies
@@ -27,7 +29,11 @@ FILLED = 0.75
 
 
 def completion_logprobs(
-    model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens], temperature: float
+    model: Any,
+    prompts: Sequence[Tokens],
+    completions: Sequence[Tokens],
+    temperature: float,
+    share_prompts: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy of every completion token under the model.
 
@@ -36,6 +42,8 @@ def completion_logprobs(
         prompts: B prompts of one token or more; equal ones are computed once.
         completions: B completions of one token or more.
         temperature: divides the logits.
+        share_prompts: whether each prompt is computed once; None: where it can be and that means
+            fewer tokens. The result is the same up to rounding.
 
     Returns:
         logprobs [N] (differentiable in the model's weights) and entropies [N] (detached), in
@@ -43,8 +51,14 @@ def completion_logprobs(
     """
     targets = _long([token for completion in completions for token in completion], model.device)
     head = output_head(model)
-    if shares_prompts(model):
+    recomputed = torch.is_grad_enabled() and model.is_gradient_checkpointing
+    if share_prompts is None:
+        share_prompts = saved_tokens(prompts, completions) > 0
+    if share_prompts and shares_prompts(model) and not recomputed:  # a cache can't be recomputed
         hidden = _shared_hidden(model, prompts, completions)
+    elif recomputed:
+        with _layers_recomputed(model):
+            hidden = _plain_hidden(model, prompts, completions)
     else:
         hidden = _plain_hidden(model, prompts, completions)
     return logprobs_and_entropies(hidden, head, targets, temperature)
@@ -135,6 +149,19 @@ def common_prefix(prompts: Sequence[Tokens]) -> int:
     pairs = zip(ordered[0], ordered[-1], strict=False)  # all others lie between these two
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return min(shared, min(len(prompt) for prompt in prompts) - 1)
+
+
+def saved_tokens(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> int:
+    """Token positions, padding included, that the plain forward computes and the shared one does
+    not; negative where the shared one computes more."""
+    longest = max(len(p) + len(c) - 1 for p, c in zip(prompts, completions, strict=True))
+    unique = list({tuple(prompt): None for prompt in prompts})
+    begun = common_prefix(unique)
+    shared = begun + len(unique) * (max(map(len, unique)) - begun)
+    lengths = [len(completion) - 1 for completion in completions]
+    for chunk in length_chunks(lengths):
+        shared += len(chunk) * lengths[chunk[0]]
+    return len(prompts) * longest - shared
 
 
 class Prefix:
@@ -247,6 +274,23 @@ def _plain_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[T
     starts = _long([len(prompt) - 1 for prompt in prompts], model.device)
     hidden: Tensor = states[mask & (position >= starts[:, None])]
     return hidden
+
+
+@contextmanager
+def _layers_recomputed(model: Any) -> Iterator[None]:
+    """The decoder's layers keep their inputs alone and are computed again in the backward pass.
+
+    Only the layers' own flag changes: what is inside them stays in evaluation mode, without
+    dropout, and a layer that decodes with a cache afterwards is not recomputed.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    try:
+        for layer in layers:
+            layer.training = True
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 def _long(values: Any, device: torch.device) -> Tensor:

@@ -54,7 +54,7 @@ def train_offline(
     recipe = with_heads(recipe, ratings, head_entropies(ratings, reward_heads, len(rows)))
     plan = schedule(len(groups), params)
     policy = Policy(model, params.dtype, params.device, params.optimizer, len(plan))
-    settings = step_settings(annotated, groups, params.token_budget)
+    settings = step_settings(annotated, groups, params)
     if reference := load_reference(recipe, params.reference, policy.model, params.dtype, settings):
         reference.add_logprobs(rows)
         del reference
@@ -102,12 +102,14 @@ def read_groups(annotated: Path, recipe: Recipe) -> list[Group]:
     return list(groups.values())
 
 
-def step_settings(annotated: Path, groups: list[Group], token_budget: int) -> StepSettings:
+def step_settings(annotated: Path, groups: list[Group], params: TrainOfflineParams) -> StepSettings:
     """Temperature and length limit as sampled; for tables made elsewhere 1 and the longest row."""
     sampling = io.provenance(annotated).get("sampling")
     if sampling is None:
         longest = max(len(row["completion_ids"]) for group in groups for row in group)
         log.info("%s: no provenance; temperature 1 and length limit %d", annotated, longest)
-        return StepSettings(1.0, longest, token_budget)
+        return StepSettings(1.0, longest, params.token_budget, params.share_prompts)
     known = Sampling.model_validate(sampling)
-    return StepSettings(known.temperature or 1.0, known.max_new_tokens, token_budget)
+    return StepSettings(
+        known.temperature or 1.0, known.max_new_tokens, params.token_budget, params.share_prompts
+    )

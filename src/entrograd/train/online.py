@@ -64,11 +64,19 @@ def train_online(
         order.restore(state.data["order"])
     sampling = params.rollout.sampling
     temperature = sampling.temperature or 1.0
-    settings = StepSettings(temperature, sampling.max_new_tokens, online.token_budget)
+    settings = StepSettings(
+        temperature, sampling.max_new_tokens, online.token_budget, online.share_prompts
+    )
     kept = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
 
     reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
-    scoring = Scoring(policy.model, temperature, online.token_budget, params.annotate.token_budget)
+    scoring = Scoring(
+        policy.model,
+        temperature,
+        online.token_budget,
+        params.annotate.token_budget,
+        online.share_prompts,
+    )
 
     def draw(
         number: int, before: Round | None, engine: Engine, grader: Grader, cluster: Clusterer

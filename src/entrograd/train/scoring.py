@@ -32,10 +32,16 @@ class Scoring:
     """
 
     def __init__(
-        self, model: Any, temperature: float, train_budget: int, score_budget: int
+        self,
+        model: Any,
+        temperature: float,
+        train_budget: int,
+        score_budget: int,
+        share_prompts: bool | None = None,
     ) -> None:
         self.model, self.temperature = model, temperature
         self.train_budget, self.score_budget = train_budget, score_budget
+        self.share_prompts = share_prompts
         self._kept: Kept | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[TokenValues]:
@@ -54,7 +60,11 @@ class Scoring:
         if kept:
             parts = [completions[i] for i in kept]
             flat, entropies = completion_logprobs(
-                self.model, [prompts[i] for i in kept], parts, self.temperature
+                self.model,
+                [prompts[i] for i in kept],
+                parts,
+                self.temperature,
+                self.share_prompts,
             )
             self._kept = Kept(torch.tensor(kept), flat)
             values |= zip(kept, token_lists(flat.detach(), entropies, parts), strict=True)

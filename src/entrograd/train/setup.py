@@ -29,6 +29,8 @@ class Policy:
         if compute != torch.float32:
             masters = {n: p.detach().clone() for n, p in self.model.named_parameters()}
             self.model.to(compute)
+        if params.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
         self.optimizer = Optimizer(self.model, masters, params, steps)
 
     def save(self, tokenizer: Any, path: Path, best: Mapping[str, torch.Tensor] | None) -> None:

@@ -23,6 +23,7 @@ class StepSettings:
     temperature: float  # of the policy that is trained, as it sampled
     max_length: int  # the longest completion sampling allows
     token_budget: int  # tokens of one micro-batch
+    share_prompts: bool | None = None  # compute each prompt once; None: where that saves tokens
 
 
 def train_step(
@@ -55,6 +56,7 @@ def train_step(
                 [examples.prompt_ids[i] for i in rows],
                 [examples.completion_ids[i] for i in rows],
                 settings.temperature,
+                settings.share_prompts,
             )
         current = part.old_logprobs.to(flat.dtype).masked_scatter(mask, flat)
         if not torch.isfinite(flat).all():
