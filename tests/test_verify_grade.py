@@ -120,6 +120,8 @@ WORKER = """
 import os, sys, time
 from entrograd.executor import serve
 
+counted = []
+
 def handle(request):
     if request == "hang":
         while True: pass
@@ -127,6 +129,8 @@ def handle(request):
     if request == "raise": raise KeyError(request)
     if request == "eat": return len(bytearray(10 << 30))
     if request == "print": print("noise")
+    if request == "count": counted.append(1)
+    if request == "count": assert len(counted) < 2
     return request
 
 serve(handle, lambda: None)
@@ -154,6 +158,10 @@ def test_limits_cost_only_their_own_row(pool: HardLimitPool) -> None:
     assert [(o.kind, o.value) for o in outcomes] == [
         expected.get(request, ("done", request)) for request in requests
     ]
+
+
+def test_what_a_request_left_behind_does_not_decide_the_next(pool: HardLimitPool) -> None:
+    assert [o.kind for o in pool.map(["count"] * 4 + ["a"])] == ["done"] * 5
 
 
 def test_a_worker_that_died_between_calls_is_replaced(pool: HardLimitPool) -> None:

@@ -18,6 +18,7 @@ from entrograd.verify.units import Unit, parse_unit
 # Symbolic comparison rounds decimals at the sixth place. What lies further apart than that, or than
 # this share of the accepted number, is settled here: 1.4e-10 is not 2e-10.
 _NEAR = Fraction(1, 100_000)
+_ONE = Fraction(1)
 
 _SPELLINGS = str.maketrans(
     {"−": "-", "\u2013": "-", "\u200b": "", "\u200c": "", "\u200d": "", "\ufeff": "", "~": " "}
@@ -54,6 +55,12 @@ _PLAIN_SIDE = re.compile(r"[A-Za-z0-9+\-*/^(){}., ]+")
 _EQUATION = re.compile(r".*[A-Za-z].*[-+].*= ?0")
 _OPENING, _CLOSING = ("(", "[", r"\{"), (")", "]", r"\}")
 _MARKS = re.compile(r"[()\[\]{}]|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))")
+_FUNCTIONS = set(
+    re.findall("[a-z]+", "frac sqrt cdot times sin cos tan cot sec csc log ln exp pi theta alpha")
+)
+_COMMAND = re.compile(r"\\([A-Za-z]+|.)")
+# Not e, i and d; nor C and P, which count combinations, and E, the power of ten.
+_UNKNOWN = re.compile(r"(?<![A-Za-z])[abcf-hj-zABDF-OQ-Z](?![A-Za-z])")
 _BARE_CHOICE = re.compile(r"\(?([A-Z])\)?")
 _CHOICE = re.compile(
     r"\((?P<a>[A-J])\) ?\S.*|(?P<b>[A-J])[).:] ?\S.*|(?i:option|choice|answer) \(?(?P<c>[A-J])\)?"
@@ -73,6 +80,7 @@ class Canonical:
     number's base. doubtful: the unit is one letter that may be an unknown ("5 m").
     symbol: `x` in "x = 5". word: whether it is one or more plain words.
     choice: C in "C", "(C) 12" and "option C". several: whether commas part it.
+    unknowns: whether it is an expression of unknowns, or an equation that ends in one.
     """
 
     key: str
@@ -85,6 +93,7 @@ class Canonical:
     word: bool = False
     choice: str = ""
     several: bool = False
+    unknowns: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -119,7 +128,10 @@ def canonical(text: str) -> Canonical:
     if word := _WORD.fullmatch(whole):
         return Canonical(word.group(1).casefold().replace("-", " "), latex, word=True)
     key = _key(spelled)
-    return Canonical(key, latex, unit=unit, symbol=symbol, several=_has_commas(key))
+    several, unknowns = _has_commas(key), _has_unknowns(latex)
+    return Canonical(
+        key, latex, unit=unit, symbol=symbol, several=several, unknowns=unknowns and not several
+    )
 
 
 def settle(gold: Canonical, answer: Canonical) -> bool | None:
@@ -139,15 +151,18 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
     if gold.number is not None and value.number is not None:
         if scale is None or gold.percent != value.percent:
             return False if scale == 0 else None
-        return scale != 0 and _same_number(gold.number, value.number * scale)
+        scaled = value.number if scale == 1 else value.number * scale
+        return scale != 0 and _same_number(gold.number, scaled)
     if scale == 0 or (scale not in (None, 1)) or _set_beside_tuple(gold.key, answer.key):
         return False
     if gold.key == answer.key:
         return bool(gold.key)
-    if gold.number is not None and (answer.several or _is_zero_equation(gold, answer)):
+    if gold.number is not None and _is_zero_equation(gold, answer):
         return False
-    plain = gold.word or gold.number is not None, answer.word or answer.number is not None
-    if all(plain) or (answer.number is not None and gold.several):
+    for number, other in ((gold, answer), (answer, gold)):
+        if number.number is not None and (other.several or other.unknowns):
+            return False
+    if (gold.word or gold.number is not None) and (answer.word or answer.number is not None):
         return False
     return None
 
@@ -155,9 +170,9 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
 def _same_number(gold: Fraction, answer: Fraction) -> bool | None:
     if gold == answer:
         return True
-    whole = gold.denominator == answer.denominator == 1
-    apart = abs(gold - answer) > _NEAR * min(Fraction(1), abs(gold))
-    return False if whole or apart else None
+    if gold.denominator == answer.denominator == 1:
+        return False
+    return False if abs(gold - answer) > _NEAR * min(Fraction(1), abs(gold)) else None
 
 
 def _scale(gold: Canonical, answer: Canonical) -> Fraction | None:
@@ -165,7 +180,7 @@ def _scale(gold: Canonical, answer: Canonical) -> Fraction | None:
     that measure different things, 1 where one has no unit; None where one may have none."""
     one, other = gold.unit, answer.unit
     if one is None or other is None:
-        return None if gold.doubtful or answer.doubtful else Fraction(1)
+        return None if gold.doubtful or answer.doubtful else _ONE
     if isinstance(one, Unit) and isinstance(other, Unit):
         same = one.dimension == other.dimension
         return other.factor / one.factor if same else Fraction(0)
@@ -177,6 +192,14 @@ def _scale(gold: Canonical, answer: Canonical) -> Fraction | None:
 def _is_zero_equation(gold: Canonical, answer: Canonical) -> bool:
     """Whether the answer is an equation that ends in "= 0", which is not the number 0."""
     return gold.number == 0 and _EQUATION.fullmatch(answer.latex) is not None
+
+
+def _has_unknowns(latex: str) -> bool:
+    """Whether an expression, or an equation's last side, is one of unknowns: no number then."""
+    side = latex.rpartition("=")[2]
+    if any(mark in latex for mark in "<>≤≥") or not _FUNCTIONS.issuperset(_COMMAND.findall(side)):
+        return False
+    return _UNKNOWN.search(_COMMAND.sub(" ", side)) is not None
 
 
 def _has_commas(key: str) -> bool:
