@@ -121,6 +121,40 @@ class TestLogprobsAndEntropies:
             entropy.double(), -(logs.exp() * logs).sum(-1), rtol=0, atol=1e-5
         )
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_peak_extra_memory_is_two_tiles(self, dtype: torch.dtype) -> None:
+        """Allocations as torch's profiler records them; full logits would be 16 tiles."""
+        torch.manual_seed(5)
+        hidden = torch.randn(1024, 32, dtype=dtype, requires_grad=True)
+        head = torch.randn(2048, 32, dtype=dtype, requires_grad=True)
+        targets = torch.randint(0, 2048, (1024,))
+        tile, vectors = 256 * 512 * 4, 16 * 1024 * 4
+        results = 2 * 4 * (hidden.numel() + head.numel())  # the gradients, and in float32 before
+
+        def forward_pass() -> Tensor:
+            return logprobs_and_entropies(
+                hidden, head, targets, token_tile=256, vocabulary_tile=512
+            )[0]
+
+        forward_pass().sum().backward()  # what is allocated once
+        hidden.grad = head.grad = None
+        logprobs, extra = self.peak(forward_pass)
+        assert tile < extra <= 2 * tile + vectors
+        _, extra = self.peak(logprobs.sum().backward)
+        assert tile < extra <= 2 * tile + results + vectors
+
+    @staticmethod
+    def peak(call: Any) -> tuple[Any, int]:
+        """What `call` returns, and the most bytes it held at a time beyond those before it."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            result = call()
+        recorded = profile.profiler.kineto_results.events()
+        changes = [(e.start_ns(), e.nbytes()) for e in recorded if e.name() == "[memory]"]
+        assert changes
+        held = [sum(size for _, size in sorted(changes)[: i + 1]) for i in range(len(changes))]
+        return result, max(held)
+
     def test_nothing_flows_back_through_entropies(self) -> None:
         hidden = torch.randn(3, 4, requires_grad=True)
         _, entropies = logprobs_and_entropies(hidden, torch.randn(6, 4), torch.tensor([0, 1, 2]))

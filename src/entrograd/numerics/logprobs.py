@@ -88,6 +88,7 @@ class _TiledHead(torch.autograd.Function):
                 weighted = torch.where(scale > 0, carried * scale, torch.zeros_like(carried))
                 weighted += exponent.mul_(tile).sum(-1)
                 maximum = top
+                del tile, exponent, picked  # else they live beside the next tile
             log_total = total.log()
             normaliser[rows] = maximum + log_total
             logprobs[rows] = target_logit - normaliser[rows]
@@ -118,6 +119,7 @@ class _TiledHead(torch.autograd.Function):
                 tile = tile.to(hidden.dtype)
                 grad_hidden[rows] += tile @ head[columns]
                 grad_head[columns] += tile.T @ hidden[rows]
+                del tile
         return (
             grad_hidden.to(hidden.dtype),
             grad_head.to(head.dtype),
