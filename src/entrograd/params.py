@@ -86,7 +86,7 @@ class Sampling(Section):
 class Optimizer(Section):
     """AdamW and its schedule. `warmup_steps` rise linearly to `lr`, then `schedule`.
     `gradient_checkpointing` keeps the inputs of the layers alone and computes the rest again in
-    the backward pass: less memory, a third more time, and prompts are not shared."""
+    the backward pass: less memory, more time, and prompts are not shared."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-6
     betas: tuple[Share, Share] = (0.9, 0.95)
