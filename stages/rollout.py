@@ -13,7 +13,7 @@ def work(run: Run) -> str:
     from entrograd.rollout.rollout import rollout
 
     return rollout(
-        run.params.rollout, run.paths.model, run.paths.prompts, run.paths.out, run.resume
+        run.params.rollout, **vars(run.paths), resume=run.resume, part=run.options.shards
     )
 
 
@@ -26,5 +26,6 @@ if __name__ == "__main__":
             sections=("rollout",),
             inputs={"model": "models/base", "prompts": "data/prompts.parquet"},
             outputs={"out": "data/rollouts"},
+            options={"shards": "compute these shards alone (0-2,5) and keep them"},
         )
     )

@@ -11,3 +11,8 @@ class InputError(ValueError):
 
 class NonFiniteError(InputError):
     """A value of a training step is not a finite number: the weights are as they were before it."""
+
+
+class Unfinished(Exception):
+    """Part of a stage's work is left to other runs: its outputs are not there yet, what it did is
+    kept."""

@@ -224,7 +224,7 @@ def serve(handle: Callable[[Any], Any], prepare: Callable[[], object]) -> None:
     """
     memory_mb, seconds = int(sys.argv[1]), float(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent()
     with os.fdopen(os.dup(1), "wb") as replies:
         os.dup2(2, 1)  # what a library prints is no reply
         prepare()
@@ -255,7 +255,7 @@ class _Fork:
             try:
                 os.close(replies.fileno())
                 self._socket.close()
-                _end_with_parent()
+                end_with_parent()
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
                 _work(handle, seconds, theirs)
@@ -315,6 +315,7 @@ def _say(stream: IO[bytes], message: Any) -> None:
     stream.flush()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -221,6 +221,25 @@ class VllmParams(Section):
     retries: Positive = 5
 
 
+class Executor(Section):
+    """Where shards are computed: one after another in the stage (`inline`), in `workers` processes
+    of this machine (`processes`; GPUs are dealt out), or by `workers` of Ray (`ray`), each with
+    `cpus` and `gpus`, of the cluster at `address` (one started for the run where null). Model and
+    prompts must lie at the same path on every machine. Results do not depend on it."""
+
+    kind: Literal["inline", "processes", "ray"] = "inline"
+    workers: Positive = 2
+    address: str | None = None
+    cpus: Annotated[int, Field(ge=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _address_of_ray(self) -> Executor:
+        if self.address is not None and self.kind != "ray":
+            raise ValueError("address belongs to kind ray; remove it or change the kind")
+        return self
+
+
 class RolloutParams(Section):
     """Stage rollout. `prompts`: how many training prompts (all where null), in table order."""
 
@@ -231,6 +250,7 @@ class RolloutParams(Section):
     sampling: Sampling = Sampling()
     seed: int = 0
     shard_prompts: Positive = 32
+    executor: Annotated[Executor, Field(exclude=True)] = Executor()
     token_budget: Positive = 32768
     dtype: DType = "auto"
     device: Device = "auto"

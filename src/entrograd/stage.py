@@ -23,13 +23,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import yaml
 
 from entrograd import io, origin, params
-from entrograd.errors import InputError
+from entrograd.errors import InputError, Unfinished
 
 log = logging.getLogger("entrograd")
 
@@ -68,6 +68,7 @@ def run_stage(
     inputs: Mapping[str, str | Mapping[str, str]],
     outputs: Mapping[str, str],
     optional: Collection[str] = (),
+    options: Mapping[str, str] = MappingProxyType({}),
     argv: list[str] | None = None,
 ) -> int:
     """Parse arguments, check everything that can be checked, run `work`, say one line.
@@ -80,8 +81,10 @@ def run_stage(
         inputs, outputs: argument name -> default path. An input whose default is a mapping
             name -> path is given as NAME=PATH, any number of times.
         optional: inputs that may be absent: '' is none, and so is a default that does not exist.
+        options: further arguments that change no result, name -> help; None where not given.
 
-    Returns the exit code: 0, or 2 after a one-sentence error.
+    Returns the exit code: 0 (also where `work` raises Unfinished: what it did is kept), or 2 after
+    a one-sentence error.
     """
     _die_with_parent()
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
@@ -89,7 +92,7 @@ def run_stage(
     logging.captureWarnings(True)
     for noisy in ("httpx", "py.warnings", "latex2sympy2_extended.math_normalization"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    arguments = _parser(name, doc, inputs, outputs, optional).parse_args(argv)
+    arguments = _parser(name, doc, inputs, outputs, optional, options).parse_args(argv)
     start = time.monotonic()
     try:
         all_params = params.read(arguments.params)
@@ -117,10 +120,14 @@ def run_stage(
             Path(arguments.work), arguments.resume, origin.origin(name, chosen, hashes, roles)
         )
         paths = SimpleNamespace(**given, **written)
-        result = work(Run(all_params, paths, resume, SimpleNamespace()))
+        given_options = SimpleNamespace(**{key: getattr(arguments, key) for key in options})
+        result = work(Run(all_params, paths, resume, given_options))
         for path in written.values():
             _write_run_manifest(name, path, chosen, hashes)
         io.remove_folder(resume)
+    except Unfinished as unfinished:
+        print(f"{name}: {unfinished} ({time.monotonic() - start:.1f} s)")
+        return 0
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
@@ -203,6 +210,7 @@ def _parser(
     inputs: Mapping[str, str | Mapping[str, str]],
     outputs: Mapping[str, str],
     optional: Collection[str],
+    options: Mapping[str, str],
 ) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python stages/{name}.py",
@@ -225,6 +233,8 @@ def _parser(
                 metavar="NAME=PATH",
                 help=f"{kind}, as often as needed (default: {known})",
             )
+    for key, text in options.items():
+        parser.add_argument(f"--{key}", help=text)
     parser.add_argument("--params", default="params.yaml", help="parameters (params.yaml)")
     parser.add_argument(
         "--work", default=".entrograd/resume", help="unfinished work (.entrograd/resume)"

@@ -2,55 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from entrograd import io
 from entrograd.data.prompt import encode
-from entrograd.errors import InputError
+from entrograd.errors import InputError, Unfinished
 from entrograd.models.load import load_tokenizer
 from entrograd.params import RolloutParams
-from entrograd.progress import progress
+from entrograd.progress import Progress, progress
 from entrograd.rollout.engine import Completion, Engine, Request
 from entrograd.rollout.engines import open_engine
+from entrograd.shards import chosen_shards, map_shards
 
 
-def rollout(params: RolloutParams, model: Path, prompts: Path, out: Path, resume: Path) -> str:
+def rollout(
+    params: RolloutParams,
+    model: Path,
+    prompts: Path,
+    out: Path,
+    resume: Path,
+    part: str | None = None,
+) -> str:
     """Sample `group_size` completions of each training prompt into shards under `out`.
 
-    Shards finished in `resume` by an interrupted run are kept. Returns the one-line result.
-    InputError where the table has no training prompt or a prompt does not fit the context.
+    Shards finished in `resume` by an interrupted run, or by runs of other parts, are kept. `part`
+    names the shards to compute (`3-5`); `out` appears once all are there, until then Unfinished is
+    raised. Returns the one-line result. InputError where the table has no training prompt or a
+    prompt does not fit the context.
     """
     rows = training_prompts(prompts, params.prompts)
     shards = [
         rows[start : start + params.shard_prompts]
         for start in range(0, len(rows), params.shard_prompts)
     ]
-    missing = [i for i in range(len(shards)) if not (resume / io.shard_name(i)).exists()]
-    if missing:
-        tokenizer = load_tokenizer(model)
-        total = sum(len(shards[i]) for i in missing) * params.group_size
-        with (
-            closing(open_engine(params, model)) as engine,
-            progress(total, "completions", "rollout") as bar,
-        ):
-            for index in missing:
-                requests = group_requests(shards[index], tokenizer, params.group_size)
-                completions = engine.generate(requests, params.sampling, params.seed, bar)
-                table = rollout_rows(requests, completions, params.seed, engine)
-                io.write_table(
-                    resume / io.shard_name(index),
-                    table,
-                    "rollouts",
-                    sampling=params.sampling.model_dump(),
-                    engine=params.engine,
-                )
+
+    def absent() -> list[int]:
+        return [i for i in range(len(shards)) if not (resume / io.shard_name(i)).exists()]
+
+    chosen = set(chosen_shards(part, len(shards)))
+    missing = [index for index in absent() if index in chosen]
+    total = sum(len(shards[i]) for i in missing) * params.group_size
+    with progress(total, "completions", "rollout") as bar:
+        inline = params.executor.kind == "inline"
+        arguments = (params, model, shards, bar if inline else None)
+        for index, table in map_shards(params.executor, shard_worker, arguments, missing):
+            io.write_table(
+                resume / io.shard_name(index),
+                table,
+                "rollouts",
+                sampling=params.sampling.model_dump(),
+                engine=params.engine,
+            )
+            if not inline:
+                bar.advance(len(table))
+    if left := absent():
+        raise Unfinished(f"{len(missing)} shards computed, {len(left)} of {len(shards)} left")
     io.assemble(resume, out, [io.shard_name(i) for i in range(len(shards))])
     kept = f", {len(shards) - len(missing)} shards kept" if len(missing) < len(shards) else ""
     count = len(rows) * params.group_size
     return f"{count} completions of {len(rows)} prompts in {len(shards)} shards{kept}"
+
+
+@contextmanager
+def shard_worker(
+    params: RolloutParams,
+    model: Path,
+    shards: Sequence[Sequence[Mapping[str, Any]]],
+    bar: Progress | None,
+) -> Iterator[Callable[[int], list[dict[str, Any]]]]:
+    """The function from a shard's number to its rows; its engine lives as long as the context."""
+    tokenizer = load_tokenizer(model)
+    with closing(open_engine(params, model)) as engine:
+
+        def work(index: int) -> list[dict[str, Any]]:
+            requests = group_requests(shards[index], tokenizer, params.group_size)
+            completions = engine.generate(requests, params.sampling, params.seed, bar)
+            return rollout_rows(requests, completions, params.seed, engine)
+
+        yield work
 
 
 def training_prompts(prompts: Path, limit: int | None) -> list[dict[str, Any]]:
