@@ -13,7 +13,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup run test test-vllm fuzz bench-annotate chaos flow ui lint format types parity bench-step bench-gpu clean
+.PHONY: help setup run test test-vllm fuzz bench-annotate chaos flow ui lint format types parity bench-step bench-gpu bench-rollout clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -93,6 +93,9 @@ bench-step: setup .venv-parity/ready  ## one online step against TRL 1.16.0's on
 
 bench-gpu:  ## one online step on a CUDA machine against plain transformers, random weights
 	@PYTHONPATH=src python benchmarks/bench_gpu.py
+
+bench-rollout: setup models/base  ## tokens a second of the engines against transformers' generate (10 minutes)
+	@python benchmarks/rollout.py
 
 clean:  ## remove outputs and unfinished work (the DVC cache stays)
 	rm -rf data models results report .entrograd

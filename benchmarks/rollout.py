@@ -129,20 +129,38 @@ def main() -> int:
     calls = {name: side(options.longest) for name, side in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     tokens = 0
+    result: dict[str, Any] = {}
     for turn in range(options.rounds):
         for name, call in calls.items():
             start = time.perf_counter()
             tokens = call()
             seconds[name].append(time.perf_counter() - start)
             print(f"turn {turn + 1}: {name} {tokens / seconds[name][-1]:.0f} tokens/s", flush=True)
+        result = summary(tokens, seconds, options.dtype, str(model.device))
+        io.write_json(options.out, result)  # a run that is ended early has its whole turns
     for engine in engines.values():
         engine.close()
+    print(f"transformers engine over generate: {result['ratio_generate']:.2f}x")
+    if result["ratio_vllm"]:
+        print(f"transformers engine over vLLM: {result['ratio_vllm']:.2f}x")
+    else:
+        print("vLLM is not installed here: make setup VLLM=cpu")
+    print(
+        f"spread of the seconds: {', '.join(f'{n} {s:.0%}' for n, s in result['spread'].items())}"
+    )
+    return 0
+
+
+def summary(
+    tokens: int, seconds: dict[str, list[float]], dtype: str, device: str
+) -> dict[str, Any]:
+    """What goes to the JSON: ratios of medians, and the spread of each side's seconds."""
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    result = {
+    return {
         "completions": PROMPTS * SAMPLES,
         "tokens": tokens,
-        "dtype": options.dtype,
-        "device": str(model.device),
+        "dtype": dtype,
+        "device": device,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -153,16 +171,6 @@ def main() -> int:
         "ratio_generate": median["generate"] / median["transformers"],
         "ratio_vllm": median["vllm"] / median["transformers"] if "vllm" in median else None,
     }
-    io.write_json(options.out, result)
-    print(f"transformers engine over generate: {result['ratio_generate']:.2f}x")
-    if "vllm" in median:
-        print(f"transformers engine over vLLM: {result['ratio_vllm']:.2f}x")
-    else:
-        print("vLLM is not installed here: make setup VLLM=cpu")
-    print(
-        f"spread of the seconds: {', '.join(f'{n} {s:.0%}' for n, s in result['spread'].items())}"
-    )
-    return 0
 
 
 def _version(name: str) -> str | None:
