@@ -17,7 +17,7 @@ from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.params import RolloutParams, Sampling
-from entrograd.rollout.engine import Completion, Request
+from entrograd.rollout.engine import Completion, EngineError, Request
 from entrograd.rollout.rollout import rollout, training_prompts
 from entrograd.rollout.sampler import draw, filter_logits, uniforms
 from entrograd.rollout.transformers_engine import TransformersEngine
@@ -269,3 +269,93 @@ class TestStage:
         heldout = prompts_table(tmp_path / "h.parquet", 3, "heldout")
         with pytest.raises(InputError, match="no row of split 'train'"):
             training_prompts(heldout, None)
+
+
+class TestEngineBatches:
+    def test_min_p_equals_transformers(self) -> None:
+        from transformers import MinPLogitsWarper
+
+        torch.manual_seed(1)
+        logits, ids = 3 * torch.randn(20, 50), torch.zeros(20, 1, dtype=torch.long)
+        ours = filter_logits(logits, Sampling(min_p=0.07))
+        theirs: Any = MinPLogitsWarper(0.07)
+        assert torch.equal(ours.isfinite(), theirs(ids, logits).isfinite())
+
+    def test_the_end_waits_for_min_new_tokens(self, tiny_model: Path) -> None:
+        model = load_model(tiny_model, "float32", "cpu")
+        model.generation_config.eos_token_id = list(range(1, 70))  # nearly every token ends it
+        engine = TransformersEngine(model, load_tokenizer(tiny_model), 4096)
+        free = engine.generate(requests(4), Sampling(max_new_tokens=9), 0)
+        assert any(len(c.completion_ids) < 3 for c in free)
+        for c in engine.generate(requests(4), Sampling(max_new_tokens=9, min_new_tokens=5), 0):
+            assert len(c.completion_ids) > 5 or c.finish_reason == "length"
+            assert all(token >= 70 or token == 0 for token in c.completion_ids[:5])
+
+    def test_a_stop_string_before_min_new_tokens_does_not_end(
+        self, engine: TransformersEngine
+    ) -> None:
+        stop = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLM0123456789")
+        sampling = Sampling(max_new_tokens=12, min_new_tokens=6, stop=stop)
+        for c in engine.generate(requests(4), sampling, 0):
+            assert len(c.completion_ids) > 6
+            assert not set(c.text[6:]) & set(stop)
+            assert set(c.text[:6]) & set(stop)
+
+    def test_order_gives_the_same_bits_and_any_budget_the_same_tokens(
+        self, tiny_model: Path
+    ) -> None:
+        model, tokenizer = load_model(tiny_model, "float32", "cpu"), load_tokenizer(tiny_model)
+        asked = [
+            Request(r.prompt_id, r.sample_index, r.prompt_ids, 1 + (3 * i) % 11)
+            for i, r in enumerate(requests(7, 3))
+        ]
+        sampling = Sampling(max_new_tokens=10)
+        whole = TransformersEngine(model, tokenizer, 4096).generate(asked, sampling, 1)
+        turned = TransformersEngine(model, tokenizer, 4096).generate(asked[::-1], sampling, 1)
+        assert turned[::-1] == whole
+        for budget in (1, 50, 130):  # rows leave and others enter, one and a few at a time
+            got = TransformersEngine(model, tokenizer, budget).generate(asked, sampling, 1)
+            assert [c.completion_ids for c in got] == [c.completion_ids for c in whole]
+        for request, completion in zip(asked, whole, strict=True):
+            assert len(completion.completion_ids) <= min(10, request.max_new_tokens or 10)
+
+    def test_a_prompt_is_computed_once_for_its_group(
+        self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from entrograd.rollout import transformers_engine as module
+
+        computed: list[tuple[int, ...]] = []
+        real = module.compute_prefix
+
+        def compute(model: Any, prompts: Any) -> Any:
+            computed.extend(prompts)
+            return real(model, prompts)
+
+        monkeypatch.setattr(module, "compute_prefix", compute)
+        asked = requests(5, 4)
+        engine.generate(asked, Sampling(max_new_tokens=3), 0)
+        assert sorted(computed) == sorted({r.prompt_ids for r in asked})
+
+    def test_out_of_memory_goes_on_with_less_then_says_what_to_change(
+        self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, tokenizer = load_model(tiny_model, "float32", "cpu"), load_tokenizer(tiny_model)
+        sampling = Sampling(max_new_tokens=6)
+        want = TransformersEngine(model, tokenizer, 400).generate(requests(6), sampling, 0)
+        from entrograd.rollout.cache import RowCache
+
+        real, most = RowCache.reserve, [4]
+
+        def reserve(self: RowCache, *arguments: Any) -> None:
+            if len(self.lengths) > most[0]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            real(self, *arguments)
+
+        monkeypatch.setattr(RowCache, "reserve", reserve)
+        engine = TransformersEngine(model, tokenizer, 400)
+        got = engine.generate(requests(6), sampling, 0)
+        assert [c.completion_ids for c in got] == [c.completion_ids for c in want]
+        assert engine.token_budget < 400
+        most[0] = 0
+        with pytest.raises(EngineError, match=r"out of memory with 1 completion .*lower"):
+            engine.generate(requests(6), sampling, 0)

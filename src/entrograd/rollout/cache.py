@@ -88,9 +88,10 @@ class RowCache(Cache):
         moved = [(new, old) for new, old in enumerate(order) if new != old]
         if moved:
             into, source = torch.tensor(moved, device=self.lengths.device).T
+            width = int(self.lengths.max())  # a prompt that just entered may be the longest
             for layer in self.buffers:
-                layer.keys[into, :, : self.width] = layer.keys[source, :, : self.width]
-                layer.values[into, :, : self.width] = layer.values[source, :, : self.width]
+                layer.keys[into, :, :width] = layer.keys[source, :, :width]
+                layer.values[into, :, :width] = layer.values[source, :, :width]
         self.lengths = self.lengths[torch.tensor(order, dtype=torch.long)]
         return order
 
