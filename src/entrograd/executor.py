@@ -2,8 +2,7 @@
 
 A worker is `python -m MODULE`, a module of this package that calls `serve`; it starts with that
 module's imports and nothing else, speaks JSON lines over its pipes and ends with its parent. The
-work is done by a fork of it: one that is killed is replaced in milliseconds, without importing
-anything again.
+work is done by a fork of it: one that is killed is replaced in milliseconds, with no new imports.
 """
 
 from __future__ import annotations
