@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -96,12 +95,18 @@ def check_equal(model: Any, data: Data) -> float:
 
 
 def peak(side: str, model: Any, data: Data, budget: int) -> float:
-    """MiB this process held at most while running, beyond what it held before. The bare minimum
-    of a run before warms what libraries keep for good."""
+    """MiB this process held at most while running, beyond what it held before (Linux); a small run
+    before it warms what libraries keep for good."""
     run(side, model, (data[0][:1], [data[1][0][:16]]), budget)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading had its own
+    before = _memory("VmRSS")
     run(side, model, data, budget)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_memory("VmHWM") - before) / 1024
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def measure(folder: str, dtype: str, budget: int, rounds: int, scale: int) -> dict[str, Any]:
