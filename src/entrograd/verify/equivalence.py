@@ -145,7 +145,7 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
     if gold.choice and answer.choice and {gold.choice, answer.choice} & {gold.key, answer.key}:
         return gold.choice == answer.choice
     value = answer
-    if gold.number is not None and answer.number is None:
+    if gold.number is not None and answer.number is None and not answer.several:
         value = _right_side(answer)
     scale = _scale(gold, value)
     if gold.number is not None and value.number is not None:
