@@ -122,6 +122,8 @@ def run_stage(
         paths = SimpleNamespace(**given, **written)
         given_options = SimpleNamespace(**{key: getattr(arguments, key) for key in options})
         result = work(Run(all_params, paths, resume, given_options))
+        if os.environ.get("RANK", "0") != "0":  # of several processes the first writes and speaks
+            return 0
         for path in written.values():
             _write_run_manifest(name, path, chosen, hashes)
         io.remove_folder(resume)

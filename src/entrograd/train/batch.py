@@ -12,6 +12,7 @@ from torch import Tensor
 from entrograd.errors import InputError
 from entrograd.methods.base import Batch
 from entrograd.models.forward import batches
+from entrograd.train.processes import Processes, own_rows
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,15 @@ def examples(rows: Sequence[Mapping[str, Any]], device: torch.device) -> Example
 
 
 def micro_batches(
-    examples: Examples, advantages: Tensor, token_budget: int, first: Tensor | None = None
+    examples: Examples,
+    advantages: Tensor,
+    token_budget: int,
+    first: Tensor | None = None,
+    processes: Processes | None = None,
 ) -> list[Tensor]:
     """Row indexes of each micro-batch, at most `token_budget` tokens each; `first`, where given and
-    not without gradient as a whole, is the first of them as it is.
+    not without gradient as a whole, is the first of them as it is. Of several `processes` each
+    gets its own rows, whole groups.
 
     Rows whose advantages are all zero add nothing to the gradient and are left out, unless a
     reference policy pulls on them; the denominators count them all the same.
@@ -95,6 +101,15 @@ def micro_batches(
     if done:
         active[first] = False
     kept = active.nonzero()[:, 0].tolist()
+    if processes and processes.count > 1:
+        own = own_rows(
+            [examples.prompt_ids[i] for i in kept],
+            [examples.completion_ids[i] for i in kept],
+            examples.batch.groups[kept].tolist(),
+            processes.rank,
+            processes.count,
+        )
+        kept = [row for row, mine in zip(kept, own, strict=True) if mine]
     planned = batches(
         [examples.prompt_ids[i] for i in kept],
         [examples.completion_ids[i] for i in kept],

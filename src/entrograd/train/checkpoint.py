@@ -62,9 +62,10 @@ class Checkpoints:
         params: CheckpointParams,
         optimizer: Optimizer,
         updates_per_row: int = 1,  # of the curve
+        may_write: bool = True,  # of several processes one writes, all read
     ) -> None:
         self.folder, self.params, self.optimizer = resume / "checkpoints", params, optimizer
-        self.updates_per_row = updates_per_row
+        self.updates_per_row, self.may_write = updates_per_row, may_write
         file = resume / ORIGIN
         self.origin = io.read_json(file) if file.exists() else None
         self._spent, self._start = 0.0, time.monotonic()
@@ -77,7 +78,8 @@ class Checkpoints:
         A damaged one is reported and the one before it taken. CheckpointError where a checkpoint
         belongs to another run.
         """
-        for leftover in self.folder.glob(".step-*"):  # written or removed by a killed process
+        killed = self.folder.glob(".step-*") if self.may_write else ()
+        for leftover in killed:  # written or removed by a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         for path in reversed(self.steps()):
             try:
@@ -96,7 +98,7 @@ class Checkpoints:
         `max_share` of the run's time. Where the best is kept nothing is put off: which one that
         is must not depend on a clock.
         """
-        if self.optimizer.done % self.params.every_steps:
+        if self.optimizer.done % self.params.every_steps or not self.may_write:
             return
         now = time.monotonic()
         budget = self.params.max_share * (now - self._start)

@@ -19,6 +19,7 @@ from entrograd.progress import progress
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
 from entrograd.train.needs import check_columns, check_needs, with_heads
+from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
 from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
@@ -53,24 +54,29 @@ def train_offline(
     ratings = head_values(rows, str(annotated))
     recipe = with_heads(recipe, ratings, head_entropies(ratings, reward_heads, len(rows)))
     plan = schedule(len(groups), params)
+    processes = connect(params.device)
     policy = Policy(model, params.dtype, params.device, params.optimizer, len(plan))
     settings = step_settings(annotated, groups, params)
     if reference := load_reference(recipe, params.reference, policy.model, params.dtype, settings):
         reference.add_logprobs(rows)
         del reference
-    checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer)
+    checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer, may_write=processes.main)
     state = checkpoints.restore()
     with progress(len(plan), "steps", "train_offline", policy.optimizer.done) as bar:
         for epoch, chosen in plan[policy.optimizer.done :]:
             rows = [row for index in chosen for row in groups[index]]
             with bad_batch_kept(rows, resume):
                 batch = examples(rows, policy.model.device)
-                measured = train_step(policy.model, policy.optimizer, recipe, batch, settings)
+                measured = train_step(
+                    policy.model, policy.optimizer, recipe, batch, settings, None, processes
+                )
             state.curve.append({"step": policy.optimizer.done, "epoch": epoch, **measured})
             checkpoints.save_if_due(state)
             bar.advance(1, f"loss {measured['loss']:.4f}, norm {measured['grad_norm']:.3f}")
-    policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
-    io.write_csv(curve, state.curve)
+    if processes.main:
+        policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
+        io.write_csv(curve, state.curve)
+    processes.close()
     return f"{len(plan)} steps of {recipe.name} over {len(groups)} groups, {params.epochs} epochs"
 
 

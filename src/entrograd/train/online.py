@@ -12,6 +12,7 @@ from entrograd import io
 from entrograd.annotate.annotate import annotate_rows
 from entrograd.annotate.clusters import Clusterer, clusterer
 from entrograd.annotate.reward_weights import read_entropies
+from entrograd.errors import InputError
 from entrograd.methods import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.params import Params
@@ -24,6 +25,7 @@ from entrograd.train.checkpoint import Checkpoints
 from entrograd.train.dynamic import Filled, Group, by_group, fill, has_signal
 from entrograd.train.gap import gate, measure
 from entrograd.train.needs import check_columns, check_needs, with_heads
+from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
 from entrograd.train.rounds import PromptOrder, Round, Rounds, round_seed
 from entrograd.train.scoring import Scoring
@@ -56,9 +58,12 @@ def train_online(
     places = {row["prompt_id"]: index for index, row in enumerate(rows)}
     per_round = online.updates_per_round
     updates = online.steps * per_round
+    processes = connect(online.device)
     policy = Policy(model, online.dtype, online.device, online.optimizer, updates)
     order = PromptOrder(len(rows), online.prompts_per_step, online.seed)
-    checkpoints = Checkpoints(resume, online.checkpoint, policy.optimizer, per_round)
+    checkpoints = Checkpoints(
+        resume, online.checkpoint, policy.optimizer, per_round, processes.main
+    )
     state = checkpoints.restore()
     if state.data:
         order.restore(state.data["order"])
@@ -77,6 +82,8 @@ def train_online(
         params.annotate.token_budget,
         online.share_prompts,
     )
+    # what scoring keeps is of one draw's rows, in one process: useful where those are the round
+    whole_graph = online.dynamic_sampling is None and processes.count == 1
 
     def draw(
         number: int, before: Round | None, engine: Engine, grader: Grader, cluster: Clusterer
@@ -89,14 +96,18 @@ def train_online(
 
         def sample(count: int) -> list[Group]:
             chosen = [rows[index] for index in order.take(count, used)]
-            if not chosen:
-                return []
-            requests = group_requests(chosen, tokenizer, params.rollout.group_size)
-            completions = engine.generate(requests, sampling, seed)
-            sampled = rollout_rows(requests, completions, seed, engine)
-            annotated, groups = annotate_rows(
-                sampled, known, scoring, grader, cluster, params.annotate
-            )
+            annotated: Group = []
+            groups: Group = []
+            if mine := processes.share(chosen):
+                requests = group_requests(mine, tokenizer, params.rollout.group_size)
+                completions = engine.generate(requests, sampling, seed)
+                sampled = rollout_rows(requests, completions, seed, engine)
+                annotated, groups = annotate_rows(
+                    sampled, known, scoring, grader, cluster, params.annotate
+                )
+            processes.check_equal(engine.policy_version, "the policy")
+            annotated = processes.gather_groups(annotated)
+            groups = processes.gather(groups)
             check_columns(recipe, annotated, f"step {number + 1}")
             seen.extend(annotated)
             entropies.extend(group["semantic_entropy_rao"] for group in groups)
@@ -109,7 +120,6 @@ def train_online(
             share = before.share if before else 1.0
             signal = partial(has_signal, recipe, device=policy.model.device)
             filled = fill(wanted, carried, share, sample, signal, dynamic)
-            scoring.take()  # of one draw of several
         batch = [row for group in filled.groups for row in group]
         measured = {
             "reward_mean": float(np.mean([row["reward"] for row in seen or batch])),
@@ -139,18 +149,24 @@ def train_online(
                 if drawn:
                     order.restore(drawn.order)
                     # the graph is no file: the same forward gives it again
-                    if part == 0 and online.dynamic_sampling is None:
+                    if part == 0 and whole_graph:
                         scoring(drawn.rows)
                 else:
-                    drawn = kept.write(number, draw(number, before, engine, grader, cluster))
+                    fresh = draw(number, before, engine, grader, cluster)
+                    if processes.main:
+                        kept.write(number, fresh)
+                    processes.wait()
+                    drawn = kept.read(number, None)
+                assert drawn
             if reference:
                 reference.add_logprobs(drawn.rows)
             with bad_batch_kept(drawn.rows, resume):
                 batch = examples(drawn.rows, policy.model.device)
                 gap = measure(batch.batch) if sampling.temperature else {}
                 gated = gate(gap, online.gap, recipe, f"step {number + 1}")
+                scored = scoring.take() if whole_graph else None
                 measured = train_step(
-                    policy.model, policy.optimizer, gated, batch, settings, scoring.take()
+                    policy.model, policy.optimizer, gated, batch, settings, scored, processes
                 )
                 measured |= {**gap, "gap_corrected": float(gated is not recipe)} if gap else {}
             if part + 1 == per_round:
@@ -160,9 +176,11 @@ def train_online(
                 bar.advance(1, f"reward {reward:.3f}, loss {measured['loss']:.4f}")
             state.data = {"order": order.position(), "policy_version": engine.policy_version}
             checkpoints.save_if_due(state)
-    policy.save(tokenizer, out, checkpoints.best_weights(state.curve))
-    kept.assemble(online.steps, rounds)
-    io.write_csv(curve, state.curve)
+    if processes.main:
+        policy.save(tokenizer, out, checkpoints.best_weights(state.curve))
+        kept.assemble(online.steps, rounds)
+        io.write_csv(curve, state.curve)
+    processes.close()
     first, last = (np.mean([r["reward_mean"] for r in part]) for part in _ends(state.curve))
     return f"{online.steps} steps of {recipe.name}, mean reward {first:.3f} -> {last:.3f}"
 

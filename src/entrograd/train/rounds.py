@@ -109,8 +109,8 @@ class Rounds:
             return found
         return None
 
-    def write(self, number: int, drawn: Round) -> Round:
-        """Store a round and return it as it will be read: a resumed run trains on the same."""
+    def write(self, number: int, drawn: Round) -> None:
+        """Store a round. Train on what is read: a resumed run has nothing else."""
         self._state(number).unlink(missing_ok=True)
         io.write_table(
             self.folder / io.shard_name(number), drawn.rows, "annotated", **self.provenance
@@ -127,9 +127,6 @@ class Rounds:
                 "share": drawn.share,
             },
         )
-        stored = self.read(number, None)
-        assert stored
-        return stored
 
     def assemble(self, count: int, out: Path) -> None:
         """Make folder `out` of the first `count` rounds."""

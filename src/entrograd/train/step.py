@@ -13,6 +13,7 @@ from entrograd.methods.diagnostics import diagnostics
 from entrograd.models.forward import completion_logprobs
 from entrograd.train.batch import Examples, micro_batches
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.processes import ALONE, Processes
 from entrograd.train.scoring import Kept
 
 
@@ -33,11 +34,13 @@ def train_step(
     examples: Examples,
     settings: StepSettings,
     kept: Kept | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Update `model` once on whole groups; returns the step's diagnostics.
 
     The advantages and the loss's denominators are those of the whole batch, so any split into
-    micro-batches gives the same gradient. Rows of `kept` are differentiated as they were scored.
+    micro-batches and processes gives the same gradient. Rows of `kept` are differentiated as they
+    were scored. Every one of `processes` calls this with the same batch and makes the same update.
     NonFiniteError, before the update, names the prompts.
     """
     batch = examples.batch
@@ -45,8 +48,9 @@ def train_step(
     counts = denominators(batch, settings.max_length)
     logprobs = batch.old_logprobs.clone()
     loss_sum = 0.0
+    computed: list[int] = []
     first = kept.rows if kept else None
-    for rows in micro_batches(examples, advantages, settings.token_budget, first):
+    for rows in micro_batches(examples, advantages, settings.token_budget, first, processes):
         part, mask = batch.select(rows), batch.completion_mask[rows]
         if kept and rows is first:
             flat = kept.logprobs
@@ -69,6 +73,10 @@ def train_step(
         optimizer.collect()
         loss_sum += float(loss.detach())
         logprobs[rows] = current.detach().to(logprobs.dtype)
+        computed += rows.tolist()
+    processes.add_gradients(list(optimizer.masters.values()))
+    processes.fill(logprobs, computed)
+    loss_sum = processes.total(loss_sum, logprobs.device)
     norm = optimizer.gradient_norm()
     if not norm < float("inf"):
         raise NonFiniteError(f"gradient norm {norm} on {_prompts(batch)}")
