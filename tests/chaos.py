@@ -20,8 +20,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from conftest import ROOT, write_tiny_model
@@ -100,7 +101,23 @@ def outputs(stage: str, place: Path) -> dict[str, Path]:
     return {name: place / name for name in names}
 
 
-def start(stage: str, inputs: Path, place: Path) -> int:
+def command(stage: str, inputs: Path, place: Path) -> list[str]:
+    """The stage's script and arguments: inputs of `prepare`, outputs and work in `place`."""
+    data = {
+        "train_offline": ("--annotated", "annotated.parquet"),
+        "train_online": ("--prompts", "prompts.parquet"),
+    }[stage]
+    words = [str(ROOT / "stages" / f"{stage}.py"), data[0], str(inputs / data[1])]
+    words += ["--params", str(inputs / "params.yaml"), "--model", str(inputs / "model")]
+    words += ["--reward-heads", "", "--timings", "", "--work", str(place / "work")]
+    for name, path in outputs(stage, place).items():
+        words += [f"--{name}", str(path)]
+    return words
+
+
+def start(
+    stage: str, inputs: Path, place: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> int:
     """Fork a child that runs the stage's own script; its process id."""
     child = os.fork()
     if child:
@@ -108,20 +125,11 @@ def start(stage: str, inputs: Path, place: Path) -> int:
     code = 1
     try:
         os.chdir(place)
+        os.environ.update(environment)
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        data = {
-            "train_offline": ("--annotated", "annotated.parquet"),
-            "train_online": ("--prompts", "prompts.parquet"),
-        }[stage]
-        sys.argv = [
-            f"stages/{stage}.py",
-            *("--params", str(inputs / "params.yaml"), "--model", str(inputs / "model")),
-            *(data[0], str(inputs / data[1]), "--timings", "", "--work", str(place / "work")),
-        ]
-        for name, path in outputs(stage, place).items():
-            sys.argv += [f"--{name}", str(path)]
+        sys.argv = command(stage, inputs, place)
         runpy.run_path(str(ROOT / "stages" / f"{stage}.py"), run_name="__main__")
     except SystemExit as end:
         code = int(end.code or 0)

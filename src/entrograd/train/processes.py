@@ -8,6 +8,7 @@ averaged and the shares may be of any size.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
+from entrograd.models.load import resolve_device
+
+log = logging.getLogger("entrograd")
 
 T = TypeVar("T")
 
@@ -99,8 +103,10 @@ class Launched(Processes):
     def __init__(self, device: str) -> None:
         from accelerate import PartialState
 
-        self._state = PartialState(cpu=device == "cpu")
+        self._state = PartialState(cpu=resolve_device(device).type == "cpu")
         self.rank, self.count = self._state.process_index, self._state.num_processes
+        assert self.count == int(os.environ["WORLD_SIZE"])
+        log.info("process %d of %d", self.rank + 1, self.count)
 
     def gather(self, shares: Sequence[T]) -> list[T]:
         from accelerate.utils import gather_object
