@@ -144,6 +144,26 @@ class TestEngine:
         for completion, (logprobs, _) in zip(got, again, strict=True):
             assert list(completion.sampling_logprobs) == pytest.approx(logprobs, abs=1e-4)
 
+    def test_rows_that_end_at_once_leave_the_others_their_states(
+        self, engine: TransformersEngine
+    ) -> None:
+        """Before the first step, too: many rows end at their first token, others take their place,
+        and new prompts, longer ones among them, enter."""
+        asked = requests(8, samples=4)
+        most = engine.tokenizer.decode(list(range(3, 80)))
+        sampling = Sampling(max_new_tokens=4, stop=list(most[::3]))
+        drawn = engine.generate(asked, sampling, seed=3)
+        assert {len(c.completion_ids) for c in drawn} >= {1, 2, 4}
+        scores = score(
+            engine.model,
+            [r.prompt_ids for r in asked],
+            [c.completion_ids for c in drawn],
+            1.0,
+            4096,
+        )
+        for completion, (logprobs, _) in zip(drawn, scores, strict=True):
+            assert completion.sampling_logprobs == pytest.approx(logprobs, abs=1e-4)
+
     def test_ends_at_the_end_token(self, tiny_model: Path) -> None:
         model = load_model(tiny_model, "float32", "cpu")
         engine = TransformersEngine(model, load_tokenizer(tiny_model), 4096)

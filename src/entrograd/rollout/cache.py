@@ -81,6 +81,7 @@ class RowCache(Cache):
 
     def drop(self, rows: list[int]) -> list[int]:
         """Remove rows. Returns the order left: at each place the former row that stands there."""
+        width = int(self.lengths.max())  # `self.width` is of the last step: rows may be newer
         order = list(range(len(self.lengths)))
         for row in sorted(rows, reverse=True):
             order[row] = order[-1]

@@ -12,7 +12,6 @@ from entrograd import io
 from entrograd.annotate.annotate import annotate_rows
 from entrograd.annotate.clusters import Clusterer, clusterer
 from entrograd.annotate.reward_weights import read_entropies
-from entrograd.errors import InputError
 from entrograd.methods import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.params import Params
@@ -164,9 +163,15 @@ def train_online(
                 batch = examples(drawn.rows, policy.model.device)
                 gap = measure(batch.batch) if sampling.temperature else {}
                 gated = gate(gap, online.gap, recipe, f"step {number + 1}")
-                scored = scoring.take() if whole_graph else None
+                scored = scoring.take()
                 measured = train_step(
-                    policy.model, policy.optimizer, gated, batch, settings, scored, processes
+                    policy.model,
+                    policy.optimizer,
+                    gated,
+                    batch,
+                    settings,
+                    scored if whole_graph else None,
+                    processes,
                 )
                 measured |= {**gap, "gap_corrected": float(gated is not recipe)} if gap else {}
             if part + 1 == per_round:
