@@ -4,6 +4,7 @@ every method are what they were when they were last looked at (tests/golden)."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from golden.make import FOLDER, SETTINGS, UPDATES, batch, choose, float64_model, trajectory
 
 from entrograd.methods import METHODS
-from entrograd.models import forward
 from entrograd.params import Optimizer as OptimizerParams
 from entrograd.train import step
 from entrograd.train.batch import Examples
@@ -36,7 +36,7 @@ def test_any_division_of_the_batch_is_the_same_update(
     norm and every updated weight agree to 1e-10."""
     results: list[tuple[dict[str, float], dict[str, Any]]] = []
     for shared in (True, False):
-        monkeypatch.setattr(forward, "shares_prompts", lambda _, shared=shared: shared)
+        settings = replace(SETTINGS, share_prompts=shared)
         for size in (8, 4, 1):
             parts = list(torch.arange(8).split(size))
             monkeypatch.setattr(step, "micro_batches", lambda *_, parts=parts: parts)
@@ -49,7 +49,7 @@ def test_any_division_of_the_batch_is_the_same_update(
                 Optimizer.step(optimizer, norm)
 
             monkeypatch.setattr(optimizer, "step", keep)
-            measured = step.train_step(subject, optimizer, choose(name), eight(5), SETTINGS)
+            measured = step.train_step(subject, optimizer, choose(name), eight(5), settings)
             results.append((measured, collected))
     first, gradient = results[0]
     assert first["grad_norm"] > 0
