@@ -25,6 +25,10 @@ SUITE = ("aime24", "amc23", "math500", "minerva", "olympiadbench")
 # stands for both orders.
 EXPLAINED = {
     frozenset({"8", r"$8 \%$"}): "a number may leave out its percent sign",
+    frozenset({"1950", r"1950^\circ C"}): "a number may leave out its unit",
+    frozenset({r"4.4677 \times 10^{14}", r"4.4677 \times 10^{14} Hz"}): "the same",
+    frozenset({"204", "204_5"}): "a number may leave out its base",
+    frozenset({"40", "40_9"}): "the same",
 }
 
 
@@ -43,12 +47,13 @@ def exact(text: str) -> Fraction | str:
     """An answer read by other means than the grader's: markup, units and names taken off, then a
     fraction, or what is left of the text."""
     for pattern in (
-        r"\$|\\left|\\right|\\[,;!]|\s",
+        r"\\?\$|\\left|\\right|\\[,;!]|\s",
         r"\^\{?\\circ\}?|\\degree",
         r"(?<=[0-9])\\(?:text|mathrm|mbox)\{.*",
         r"^[a-z](?:\([a-z]\))?=",
     ):
         text = re.sub(pattern, "", text)
+    text = re.sub(r"\\frac(\d)(\d)", r"\1/\2", re.sub(r"\\times10\^\{?(-?\d+)\}?", r"e\1", text))
     text = re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text).replace("{,}", "")
     if re.fullmatch(r"\d{1,3}(?:,\d{3})+", text):
         text = text.replace(",", "")

@@ -58,6 +58,7 @@ def test_equal(gold: str, answer: str) -> None:
         ("yes", "No"),
         ("listen", "silent"),
         ("1", "$f(n)=n$, $g(n)=1$"),  # two equations
+        ("0", "5x - 7y + 11z + 4 = 0"),
         ("4t", "4"),  # t may be an unknown
         ("9", r"\frac{x}{3}"),
         ("9", "f(x) = x + 9"),

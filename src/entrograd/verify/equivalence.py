@@ -145,7 +145,9 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
     if gold.choice and answer.choice and {gold.choice, answer.choice} & {gold.key, answer.key}:
         return gold.choice == answer.choice
     value = answer
-    if gold.number is not None and answer.number is None and not answer.several:
+    if gold.number is not None and answer.number is None:
+        if answer.several or _is_zero_equation(gold, answer):
+            return False
         value = _right_side(answer)
     scale = _scale(gold, value)
     if gold.number is not None and value.number is not None:
@@ -157,8 +159,6 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
         return False
     if gold.key == answer.key:
         return bool(gold.key)
-    if gold.number is not None and _is_zero_equation(gold, answer):
-        return False
     for number, other in ((gold, answer), (answer, gold)):
         if number.number is not None and (other.several or other.unknowns):
             return False
