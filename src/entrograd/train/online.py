@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from entrograd import io
-from entrograd.annotate.annotate import annotate_rows
-from entrograd.annotate.clusters import Clusterer, clusterer
 from entrograd.annotate.reward_weights import read_entropies
 from entrograd.methods import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.params import Params
 from entrograd.progress import progress
-from entrograd.rollout.engine import Engine
 from entrograd.rollout.engines import open_engine
-from entrograd.rollout.rollout import group_requests, rollout_rows, training_prompts
+from entrograd.rollout.rollout import training_prompts
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
-from entrograd.train.dynamic import Filled, Group, by_group, fill, has_signal
+from entrograd.train.draw import RoundDrawer
 from entrograd.train.gap import gate, measure
-from entrograd.train.needs import check_columns, check_needs, with_heads
+from entrograd.train.needs import check_needs, with_heads
 from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
-from entrograd.train.rounds import PromptOrder, Round, Rounds, round_seed
+from entrograd.train.rounds import PromptOrder, Round, Rounds
 from entrograd.train.scoring import Scoring
 from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
@@ -53,8 +49,6 @@ def train_online(
     recipe = with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
     tokenizer = load_tokenizer(model)
     rows = training_prompts(prompts, None)
-    known = {row["prompt_id"]: row for row in rows}
-    places = {row["prompt_id"]: index for index, row in enumerate(rows)}
     per_round = online.updates_per_round
     updates = online.steps * per_round
     processes = connect(online.device)
@@ -72,7 +66,6 @@ def train_online(
         temperature, sampling.max_new_tokens, online.token_budget, online.share_prompts
     )
     kept = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
-
     reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
     scoring = Scoring(
         policy.model,
@@ -84,57 +77,23 @@ def train_online(
     # what scoring keeps is of one draw's rows, in one process: useful where those are the round
     whole_graph = online.dynamic_sampling is None and processes.count == 1
 
-    def draw(
-        number: int, before: Round | None, engine: Engine, grader: Grader, cluster: Clusterer
-    ) -> Round:
-        seed = round_seed(online.seed, number)
-        carried = by_group(before.surplus) if before else []
-        used = {places[group[0]["prompt_id"]] for group in carried}
-        seen: Group = []
-        entropies: list[float] = []
-
-        def sample(count: int) -> list[Group]:
-            chosen = [rows[index] for index in order.take(count, used)]
-            annotated: Group = []
-            groups: Group = []
-            if mine := processes.share(chosen):
-                requests = group_requests(mine, tokenizer, params.rollout.group_size)
-                completions = engine.generate(requests, sampling, seed)
-                sampled = rollout_rows(requests, completions, seed, engine)
-                annotated, groups = annotate_rows(
-                    sampled, known, scoring, grader, cluster, params.annotate
-                )
-            processes.check_equal(engine.policy_version, "the policy")
-            annotated = processes.gather_groups(annotated)
-            groups = processes.gather(groups)
-            check_columns(recipe, annotated, f"step {number + 1}")
-            seen.extend(annotated)
-            entropies.extend(group["semantic_entropy_rao"] for group in groups)
-            return by_group(annotated)
-
-        dynamic, wanted = online.dynamic_sampling, online.prompts_per_step
-        if dynamic is None:
-            filled = Filled(sample(wanted), [], 1.0, {})
-        else:
-            share = before.share if before else 1.0
-            signal = partial(has_signal, recipe, device=policy.model.device)
-            filled = fill(wanted, carried, share, sample, signal, dynamic)
-        batch = [row for group in filled.groups for row in group]
-        measured = {
-            "reward_mean": float(np.mean([row["reward"] for row in seen or batch])),
-            "semantic_entropy": float(np.mean(entropies)) if entropies else 0.0,
-            **filled.measured,
-        }
-        surplus = [row for group in filled.surplus for row in group]
-        count = sum(map(len, carried))
-        return Round(batch, measured, order.position(), count, surplus, filled.share)
-
     with (
         progress(online.steps, "steps", "train_online", policy.optimizer.done // per_round) as bar,
         Grader(params.annotate.grader) as grader,
         closing(open_engine(params.rollout, model, policy.model)) as engine,
     ):
-        cluster = clusterer(params.annotate.clusters, grader, params.annotate.device)
+        drawer = RoundDrawer(
+            params,
+            recipe,
+            rows,
+            tokenizer,
+            order,
+            engine,
+            scoring,
+            grader,
+            processes,
+            policy.model.device,
+        )
         if policy.optimizer.done:  # it may have started with the weights in `model`
             engine.update_weights(policy.model)
         drawn: Round | None = None
@@ -151,7 +110,7 @@ def train_online(
                     if part == 0 and whole_graph:
                         scoring(drawn.rows)
                 else:
-                    fresh = draw(number, before, engine, grader, cluster)
+                    fresh = drawer.draw(number, before)
                     if processes.main:
                         kept.write(number, fresh)
                     processes.wait()

@@ -1,0 +1,102 @@
+"""Drawing a round of online training: prompts, completions, their grades and annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from entrograd.annotate.annotate import annotate_rows
+from entrograd.annotate.clusters import clusterer
+from entrograd.methods.base import Recipe
+from entrograd.params import Params
+from entrograd.rollout.engine import Engine
+from entrograd.rollout.rollout import group_requests, rollout_rows
+from entrograd.train.dynamic import Filled, Group, by_group, fill, has_signal
+from entrograd.train.needs import check_columns
+from entrograd.train.processes import Processes
+from entrograd.train.rounds import PromptOrder, Round, round_seed
+from entrograd.train.scoring import Scoring
+from entrograd.verify.grade import Grader
+
+
+class RoundDrawer:
+    """Draws rounds from the training prompts `rows` in `order` with the engine's policy.
+
+    Several processes share the prompts of a draw out among themselves; each gets the whole round.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        recipe: Recipe,
+        rows: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        order: PromptOrder,
+        engine: Engine,
+        scoring: Scoring,
+        grader: Grader,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        self.params, self.recipe, self.rows, self.tokenizer = params, recipe, rows, tokenizer
+        self.order, self.engine, self.scoring, self.grader = order, engine, scoring, grader
+        self.processes, self.device = processes, device
+        self.cluster = clusterer(params.annotate.clusters, grader, params.annotate.device)
+        self.known = {row["prompt_id"]: row for row in rows}
+        self.places = {row["prompt_id"]: index for index, row in enumerate(rows)}
+
+    def draw(self, number: int, before: Round | None) -> Round:
+        """Round `number`; with dynamic sampling it begins with what the round `before` left."""
+        online = self.params.train_online
+        dynamic, wanted = online.dynamic_sampling, online.prompts_per_step
+        carried = by_group(before.surplus) if before else []
+        used = {self.places[group[0]["prompt_id"]] for group in carried}
+        seen: Group = []
+        entropies: list[float] = []
+
+        def sample(count: int) -> list[Group]:
+            rows, groups = self._sample(number, self.order.take(count, used))
+            seen.extend(rows)
+            entropies.extend(group["semantic_entropy_rao"] for group in groups)
+            return by_group(rows)
+
+        if dynamic is None:
+            filled = Filled(sample(wanted), [], 1.0, {})
+        else:
+            share = before.share if before else 1.0
+            signal = partial(has_signal, self.recipe, device=self.device)
+            filled = fill(wanted, carried, share, sample, signal, dynamic)
+        batch = [row for group in filled.groups for row in group]
+        return Round(
+            rows=batch,
+            measured={
+                "reward_mean": float(np.mean([row["reward"] for row in seen or batch])),
+                "semantic_entropy": float(np.mean(entropies)) if entropies else 0.0,
+                **filled.measured,
+            },
+            order=self.order.position(),
+            carried=sum(map(len, carried)),
+            surplus=[row for group in filled.surplus for row in group],
+            share=filled.share,
+        )
+
+    def _sample(self, number: int, places: Sequence[int]) -> tuple[Group, Group]:
+        """(annotated rows, their groups' statistics) of the prompts at `places`."""
+        rollout, seed = self.params.rollout, round_seed(self.params.train_online.seed, number)
+        annotated: Group = []
+        groups: Group = []
+        if mine := self.processes.share([self.rows[place] for place in places]):
+            requests = group_requests(mine, self.tokenizer, rollout.group_size)
+            completions = self.engine.generate(requests, rollout.sampling, seed)
+            sampled = rollout_rows(requests, completions, seed, self.engine)
+            annotated, groups = annotate_rows(
+                sampled, self.known, self.scoring, self.grader, self.cluster, self.params.annotate
+            )
+        self.processes.check_equal(self.engine.policy_version, "the policy")
+        annotated = self.processes.gather_groups(annotated)
+        check_columns(self.recipe, annotated, f"step {number + 1}")
+        return annotated, self.processes.gather(groups)
