@@ -81,7 +81,6 @@ class RowCache(Cache):
 
     def drop(self, rows: list[int]) -> list[int]:
         """Remove rows. Returns the order left: at each place the former row that stands there."""
-        width = int(self.lengths.max())  # `self.width` is of the last step: rows may be newer
         order = list(range(len(self.lengths)))
         for row in sorted(rows, reverse=True):
             order[row] = order[-1]
@@ -89,7 +88,7 @@ class RowCache(Cache):
         moved = [(new, old) for new, old in enumerate(order) if new != old]
         if moved:
             into, source = torch.tensor(moved, device=self.lengths.device).T
-            width = int(self.lengths.max())  # a prompt that just entered may be the longest
+            width = int(self.lengths.max())  # `self.width` is the last step's: rows may be newer
             for layer in self.buffers:
                 layer.keys[into, :, :width] = layer.keys[source, :, :width]
                 layer.values[into, :, :width] = layer.values[source, :, :width]
