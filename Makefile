@@ -56,7 +56,7 @@ models/base:
 	@dvc repro base_model
 
 test: setup  ## the tests
-	@python -m pytest --numprocesses=2 --dist=loadfile
+	@python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test-vllm:  ## the tests of vLLM itself, on the CPU, in .venv-vllm
 	@$(MAKE) --no-print-directory VENV=.venv-vllm VLLM=cpu setup
