@@ -124,8 +124,10 @@ def test_memory_does_not_grow_with_the_file(grader: Grader, tmp_path: Path) -> N
         finally:
             tracemalloc.stop()
 
-    small, large = peak(5_000), peak(10_000)
-    assert large < 1.1 * small
+    # The caches are full after 5,000 rows; what is left is when Python collects its cycles. A row
+    # that is kept, or only its answer, takes more than 50 bytes.
+    small, large = peak(5_000), peak(35_000)
+    assert large - small < 20 * 30_000
 
 
 def test_remembered_pairs_are_bounded(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
