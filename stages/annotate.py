@@ -12,7 +12,9 @@ def work(run: Run) -> str:
     """The library call."""
     from entrograd.annotate.annotate import annotate
 
-    return annotate(run.params.annotate, **vars(run.paths), resume=run.resume)
+    return annotate(
+        run.params.annotate, **vars(run.paths), resume=run.resume, part=run.options.shards
+    )
 
 
 if __name__ == "__main__":
@@ -33,5 +35,6 @@ if __name__ == "__main__":
                 "summary": "results/annotate.json",
                 "reward_heads": "results/reward_heads.json",
             },
+            options={"shards": "compute these shards alone (0-2,5) and keep them"},
         )
     )

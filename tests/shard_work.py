@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,26 @@ def worker(folder: Path, fatal: int, times: int) -> Iterator[Callable[[int], lis
     yield work
 
 
-@contextmanager
-def dying_rollout(*arguments: Any) -> Iterator[Callable[[int], Any]]:
+def dying_rollout(*arguments: Any) -> AbstractContextManager[Callable[[int], Any]]:
     """The worker of stage rollout; the first process to come to shard 1 dies there."""
     from entrograd.rollout.rollout import shard_worker
 
+    return _dying(shard_worker(*arguments))
+
+
+def dying_annotate(*arguments: Any) -> AbstractContextManager[Callable[[int], Any]]:
+    """The worker of stage annotate; the same."""
+    from entrograd.annotate.annotate import shard_worker
+
+    return _dying(shard_worker(*arguments))
+
+
+@contextmanager
+def _dying(
+    shard_worker: AbstractContextManager[Callable[[int], Any]],
+) -> Iterator[Callable[[int], Any]]:
     mark = Path(os.environ["ENTROGRAD_TEST_MARK"])
-    with shard_worker(*arguments) as inner:
+    with shard_worker as inner:
 
         def work(shard: int) -> Any:
             if shard == 1 and not mark.exists():

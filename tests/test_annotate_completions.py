@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from entrograd import io, params
 from entrograd.annotate import completions
 from entrograd.annotate.annotate import annotate
-from entrograd.annotate.completions import Prompts, complete, plan, read_pieces
+from entrograd.annotate.completions import PieceReader, Prompts, complete, plan
 from entrograd.annotate.segments import segment_ids
 from entrograd.errors import InputError
 from entrograd.models.load import load_tokenizer
@@ -73,12 +73,47 @@ class TestPieces:
         )
         prompts = Prompts(prompts_table(folder / "prompts.parquet", sorted(set(names))))
         planned = plan([file], prompts)
-        rows = list(read_pieces(planned, [True] * len(planned)))
-        assert [len(part or ()) for part in rows] == [piece.rows for piece in planned]
+        reader = PieceReader(planned)
+        rows = [reader.read(number) for number in range(len(planned))]
+        assert [len(part) for part in rows] == [piece.rows for piece in planned]
         return [
-            (piece.rows, [row["prompt_id"] for row in part or ()])
+            (piece.rows, [row["prompt_id"] for row in part])
             for piece, part in zip(planned, rows, strict=True)
         ]
+
+    def test_in_any_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(completions, "PIECE_ROWS", 2)
+        monkeypatch.setattr(completions, "_READ_ROWS", 3)
+        files = []
+        for file, names in {"one": "aabbbc", "two": "ddeefff"}.items():
+            texts = [f"{file} {row}" for row in range(len(names))]
+            files.append(
+                write(tmp_path / file, prompt_id=list(names), completion_text=texts)
+            )  # fmt: skip
+        prompts = prompts_table(tmp_path / "prompts.parquet", list("abcdef"))
+        planned = plan(files, Prompts(prompts))
+        want = [
+            ["one 0", "one 1"],
+            ["one 2", "one 3", "one 4"],
+            ["one 5"],
+            ["two 0", "two 1"],
+            ["two 2", "two 3"],
+            ["two 4", "two 5", "two 6"],
+        ]
+        reader = PieceReader(planned)
+        for number in [0, 2, 3, 5, 5, 4, 1, 0, 5, 2, 1]:
+            assert [row["completion_text"] for row in reader.read(number)] == want[number]
+
+    def test_a_bad_row_is_named_by_its_place_in_the_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prompts = Prompts(prompts_table(tmp_path / "prompts.parquet", ["a", "b"]))
+        file = write(tmp_path / "r", prompt_id=["a", "a", "b"], completion_text=["", "", ""])
+        monkeypatch.setattr(completions, "PIECE_ROWS", 1)
+        planned = plan([file], prompts)
+        write(tmp_path / "r", prompt_id=["a", "a", "b"], completion_text=["", "", None])
+        with pytest.raises(InputError, match="row 2: completion_text is null"):
+            PieceReader(planned).read(1)
 
     def test_groups_stay_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(completions, "PIECE_ROWS", 3)

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from shard_work import dying_rollout, worker
+from shard_work import dying_annotate, dying_rollout, worker
 from test_rollout import prompts_table
 
 from entrograd import io
+from entrograd.annotate import annotate as annotate_module
+from entrograd.annotate import completions
+from entrograd.annotate.annotate import annotate
 from entrograd.errors import InputError, Unfinished
-from entrograd.params import Executor, RolloutParams, Sampling, check
+from entrograd.params import AnnotateParams, Executor, RolloutParams, Sampling, check
 from entrograd.rollout import rollout as rollout_module
 from entrograd.rollout.rollout import rollout
 from entrograd.shards import chosen_shards, map_shards
@@ -116,3 +119,87 @@ class TestRollout:
 
     def test_executor_is_no_part_of_the_result(self) -> None:
         assert "executor" not in RolloutParams().model_dump()
+
+
+class TestAnnotate:
+    """Rows of seven prompts in one file, two groups a shard."""
+
+    @pytest.fixture(autouse=True)
+    def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(completions, "PIECE_ROWS", 4)
+
+    def run(
+        self, model: Path, folder: Path, name: str, part: str | None = None, **executor: Any
+    ) -> dict[str, str]:
+        prompts = prompts_table(folder / "prompts.parquet", 7)
+        ids = io.read_table(prompts, "prompts")["prompt_id"].to_pylist()
+        rows = [
+            {
+                "prompt_id": prompt,
+                "sample_index": sample,
+                "completion_text": f"{place} + {sample} = {place + sample}",
+            }
+            for place, prompt in enumerate(ids[:7])
+            for sample in range(2)
+        ]
+        rollouts, out = folder / "rollouts.parquet", folder / name
+        io.write_table(rollouts, rows, "completions")
+        work = folder / f"work-{name}"
+        work.mkdir(exist_ok=True)
+        annotate(
+            AnnotateParams(dtype="float32", device="cpu", executor=check(Executor, executor, "x")),
+            prompts,
+            rollouts,
+            model,
+            out / "annotated",
+            out / "groups.parquet",
+            out / "annotate.json",
+            out / "reward_heads.json",
+            work,
+            part,
+        )
+        return {path.name: io.sha256(path) for path in sorted(out.iterdir())}
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_bytes_do_not_depend_on_the_executor_nor_on_a_killed_worker(
+        self, kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want = self.run(tiny_model, tmp_path, "inline")
+        monkeypatch.setenv("ENTROGRAD_TEST_MARK", str(tmp_path / "died"))
+        monkeypatch.setattr(annotate_module, "shard_worker", dying_annotate)
+        assert self.run(tiny_model, tmp_path, kind, kind=kind) == want
+        assert (tmp_path / "died").exists()
+        assert len(want) == 4
+        assert len(io.shard_files(tmp_path / kind / "annotated")) == 4
+
+    def test_parts_run_alone_and_the_last_assembles(self, tiny_model: Path, tmp_path: Path) -> None:
+        want = self.run(tiny_model, tmp_path, "whole")
+        with pytest.raises(Unfinished, match="2 shards computed, 2 of 4 left"):
+            self.run(tiny_model, tmp_path, "parts", "2-3")
+        assert not (tmp_path / "parts").exists()
+        assert self.run(tiny_model, tmp_path, "parts", "0-1") == want
+        with pytest.raises(InputError, match="from 0 to 3"):
+            self.run(tiny_model, tmp_path, "other", "4")
+
+    @pytest.mark.parametrize("kind", ["inline", "processes"])
+    def test_an_error_names_the_file(self, kind: str, tiny_model: Path, tmp_path: Path) -> None:
+        prompts = prompts_table(tmp_path / "prompts.parquet", 1)
+        (name,) = io.read_table(prompts, "prompts")["prompt_id"].to_pylist()[:1]
+        row = {"prompt_id": name, "completion_text": "12", "completion_ids": [10**6]}
+        io.write_table(tmp_path / "rollouts.parquet", [row], "completions")
+        out = tmp_path / "out"
+        with pytest.raises(InputError, match=r"rollouts.parquet: .*token 1000000 is not in the vo"):
+            annotate(
+                AnnotateParams(device="cpu", executor=check(Executor, {"kind": kind}, "x")),
+                prompts,
+                tmp_path / "rollouts.parquet",
+                tiny_model,
+                out / "annotated",
+                out / "groups.parquet",
+                out / "annotate.json",
+                out / "reward_heads.json",
+                tmp_path / "work",
+            )
+
+    def test_executor_is_no_part_of_the_result(self) -> None:
+        assert "executor" not in AnnotateParams().model_dump()

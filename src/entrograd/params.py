@@ -224,8 +224,8 @@ class VllmParams(Section):
 class Executor(Section):
     """Where shards are computed: one after another in the stage (`inline`), in `workers` processes
     of this machine (`processes`; GPUs are dealt out), or by `workers` of Ray (`ray`), each with
-    `cpus` and `gpus`, of the cluster at `address` (one started for the run where null). Model and
-    prompts must lie at the same path on every machine. Results do not depend on it."""
+    `cpus` and `gpus`, of the cluster at `address` (one started for the run where null). A stage's
+    inputs must lie at the same path on every machine. Results do not depend on it."""
 
     kind: Literal["inline", "processes", "ray"] = "inline"
     workers: Positive = 2
@@ -364,12 +364,13 @@ class Head(Section):
 class AnnotateParams(Section):
     """Stage annotate (and each online round): reward, token entropies, clusters, segments.
     `heads`: further ratings of every completion by name, in [0, 1], for methods that compose
-    rewards."""
+    rewards. `executor` is the stage's alone; each of its workers has a model and a grader."""
 
     grader: Grader = Grader()
     heads: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Head] = {}
     clusters: Annotated[ClusterParams, Field(discriminator="kind")] = AnswerClusters()
     segments: Annotated[SegmentParams, Field(discriminator="kind")] | None = None
+    executor: Annotated[Executor, Field(exclude=True)] = Executor()
     token_budget: Positive = 32768
     alarms: Alarms = Alarms()
     dtype: DType = "auto"

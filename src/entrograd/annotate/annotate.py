@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,22 @@ import pyarrow.parquet as pq
 from entrograd import io
 from entrograd.annotate import semantic_entropy
 from entrograd.annotate.clusters import Clusterer, Clustering, Group, clusterer
-from entrograd.annotate.completions import Prompts, complete, lacks_tokens, plan, read_pieces
+from entrograd.annotate.completions import (
+    Piece,
+    PieceReader,
+    Prompts,
+    complete,
+    lacks_tokens,
+    plan,
+)
 from entrograd.annotate.reward_weights import summarise_heads
 from entrograd.annotate.summary import check_alarms, summarise
-from entrograd.annotate.token_entropy import Score, TokenValues, name, token_values
-from entrograd.errors import InputError
+from entrograd.annotate.token_entropy import Score, TokenValues, name, scorer, token_values
+from entrograd.errors import InputError, Unfinished
 from entrograd.params import AnnotateParams
 from entrograd.progress import progress
+from entrograd.schemas import TABLES
+from entrograd.shards import chosen_shards, map_shards
 from entrograd.verify import heads
 from entrograd.verify.grade import Grade, Grader, Item
 
@@ -111,54 +122,44 @@ def annotate(
     summary: Path,
     reward_heads: Path,
     resume: Path,
+    part: str | None = None,
 ) -> str:
     """Annotate a table of rollouts (a folder of shards, or one file) with the model in `model`.
 
     Columns but prompt_id and completion_text may be absent: `complete` fills them in. Writes shards
     to `out`, the groups table, the summary and what is known of the reward heads. Shards finished
-    in `resume` by an interrupted run are kept. Returns the one-line result. InputError where a
-    prompt is unknown, a row does not fit the model, or an alarm stops the stage.
+    in `resume` by an interrupted run, or by runs of other parts, are kept. `part` names the shards
+    to compute (`3-5`); until all are there Unfinished is raised. Returns the one-line result.
+    InputError where a prompt is unknown, a row does not fit the model, or an alarm stops the stage.
     """
     heads.load(params.heads)  # a mistake there shows before the model is loaded
-    known = Prompts(prompts)
     files = io.shard_files(rollouts) if rollouts.is_dir() else [rollouts]
-    pieces = plan(files, known)
+    pieces = plan(files, Prompts(prompts))
     origin = io.provenance(files[0])
     names = [io.shard_name(index) for index in range(len(pieces))]
     done, done_groups = resume / "annotated", resume / "groups"
-    missing = [not (done / shard).exists() for shard in names]
-    if not all(missing):
-        log.info("%d of %d shards were finished before", missing.count(False), len(names))
-    if any(missing):
-        from entrograd.models.load import load_tokenizer
 
-        score, policy = _scorer(params, model, _temperature(origin, rollouts))
-        tokenizer = functools.cache(load_tokenizer)
-        origin["annotate"] = {"grader": f"math-verify {version('math-verify')}", "model": policy}
-        samplers: set[str] = set()
-        total = sum(piece.rows for piece, wanted in zip(pieces, missing, strict=True) if wanted)
-        with (
-            Grader(params.grader) as grader,
-            progress(total, "completions", "annotate") as bar,
-        ):
-            cluster = clusterer(params.clusters, grader, params.device)
-            found = zip(pieces, names, read_pieces(pieces, missing), strict=True)
-            for piece, shard, rows in found:
-                if rows is None:
-                    continue
-                try:
-                    rows = complete(rows, known, tokenizer(model) if lacks_tokens(rows) else None)
-                    samplers |= {row["policy_version"] for row in rows} - {policy}
-                    annotated, group_rows = annotate_rows(
-                        rows, known, score, grader, cluster, params
-                    )
-                except InputError as error:
-                    raise InputError(f"{piece.file}: {error}") from None
-                # The groups first: a shard of annotated rows says that both are there.
-                io.write_table(done_groups / shard, group_rows, "groups", **origin)
-                io.write_table(done / shard, annotated, "annotated", **origin)
-                bar.advance(len(rows))
-        _note_other_policies(samplers, policy, rollouts)
+    def absent() -> list[int]:
+        return [index for index, shard in enumerate(names) if not (done / shard).exists()]
+
+    left, chosen = absent(), set(chosen_shards(part, len(names)))
+    if len(left) < len(names):
+        log.info("%d of %d shards were finished before", len(names) - len(left), len(names))
+    missing = [index for index in left if index in chosen]
+    arguments = (params, pieces, prompts, model, _temperature(origin, rollouts))
+    samplers: dict[str, set[str]] = {}
+    with progress(sum(pieces[i].rows for i in missing), "completions", "annotate") as bar:
+        for index, shard in map_shards(params.executor, shard_worker, arguments, missing):
+            with_what = {"grader": f"math-verify {version('math-verify')}", "model": shard.policy}
+            noted = {**origin, "annotate": with_what}
+            # The groups first: a shard of annotated rows says that both are there.
+            io.write_table(done_groups / names[index], shard.groups, "groups", **noted)
+            io.write_table(done / names[index], shard.rows, "annotated", **noted)
+            samplers.setdefault(shard.policy, set()).update(shard.samplers)
+            bar.advance(pieces[index].rows)
+    _note_other_policies(samplers, rollouts)
+    if left := absent():
+        raise Unfinished(f"{len(missing)} shards computed, {len(left)} of {len(names)} left")
     values = summarise([done / shard for shard in names], [done_groups / shard for shard in names])
     check_alarms(values, params.alarms)
     table = pa.concat_tables(io.read_table(done_groups / shard, "groups") for shard in names)
@@ -171,6 +172,48 @@ def annotate(
         f"mean reward {values['mean_reward']:.3f}, "
         f"groups with signal {values['groups_with_signal']:.0%}"
     )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece annotated: both tables, the version of the model that did it and those of others
+    that sampled."""
+
+    rows: pa.Table
+    groups: pa.Table
+    policy: str
+    samplers: frozenset[str]
+
+
+@contextmanager
+def shard_worker(
+    params: AnnotateParams, pieces: Sequence[Piece], prompts: Path, model: Path, temperature: float
+) -> Iterator[Callable[[int], Shard]]:
+    """The function from a piece's number to its Shard; model and grader live as long as the
+    context."""
+    from entrograd.models.load import load_tokenizer
+
+    known, reader = Prompts(prompts), PieceReader(pieces)
+    score, policy = scorer(params, model, temperature)
+    tokenizer = functools.cache(load_tokenizer)
+    with Grader(params.grader) as grader:
+        cluster = clusterer(params.clusters, grader, params.device)
+
+        def work(index: int) -> Shard:
+            rows = reader.read(index)
+            try:
+                rows = complete(rows, known, tokenizer(model) if lacks_tokens(rows) else None)
+                annotated, groups = annotate_rows(rows, known, score, grader, cluster, params)
+            except InputError as error:
+                raise InputError(f"{pieces[index].file}: {error}") from None
+            return Shard(
+                pa.Table.from_pylist(annotated, TABLES["annotated"]),
+                pa.Table.from_pylist(groups, TABLES["groups"]),
+                policy,
+                frozenset(row["policy_version"] for row in rows) - {policy},
+            )
+
+        yield work
 
 
 # --- rows ------------------------------------------------------------------------------------
@@ -233,7 +276,7 @@ def _check_groups(
             seen.add(rows[index]["sample_index"])
 
 
-# --- tables and model ------------------------------------------------------------------------
+# --- tables ------------------------------------------------------------------------
 
 
 def _rated(shard: Path) -> Rows:
@@ -254,48 +297,13 @@ def _temperature(origin: Mapping[str, Any], rollouts: Path) -> float:
     return float(sampling["temperature"]) or 1.0
 
 
-def _scorer(params: AnnotateParams, model: Path, temperature: float) -> tuple[Score, str]:
-    """Load the model: the score function of rows, and the version of its weights."""
-    from entrograd.models.forward import score
-    from entrograd.models.load import context_length, load_model, policy_version
-
-    loaded = load_model(model, params.dtype, params.device)
-    vocabulary, context = loaded.get_input_embeddings().num_embeddings, context_length(loaded)
-
-    def score_rows(rows: Rows) -> list[TokenValues]:
-        for row in rows:
-            _check_fits(row, vocabulary, context, model)
-        return score(
-            loaded,
-            [row["prompt_ids"] for row in rows],
-            [row["completion_ids"] for row in rows],
-            temperature,
-            params.token_budget,
-        )
-
-    return score_rows, policy_version(loaded)
-
-
-def _check_fits(row: Mapping[str, Any], vocabulary: int, context: int, model: Path) -> None:
-    tokens = [*row["prompt_ids"], *row["completion_ids"]]
-    if len(tokens) > context:
-        raise InputError(
-            f"{name(row)}: {len(tokens)} tokens do not fit the context of {model} ({context}); "
-            "drop the row or give the model that sampled it"
-        )
-    if min(tokens) < 0 or max(tokens) >= vocabulary:
-        raise InputError(
-            f"{name(row)}: token {max(tokens)} is not in the vocabulary of {model} "
-            f"({vocabulary}); give the model that sampled it"
-        )
-
-
-def _note_other_policies(samplers: Collection[str], policy: str, rollouts: Path) -> None:
-    if samplers:
-        log.warning(
-            "%s: sampled by %s, annotated by %s: old_logprobs are the latter's; for another "
-            "dtype or device of the same weights that is expected",
-            rollouts,
-            ", ".join(sorted(samplers)),
-            policy,
-        )
+def _note_other_policies(samplers: Mapping[str, Collection[str]], rollouts: Path) -> None:
+    for policy, others in samplers.items():
+        if others:
+            log.warning(
+                "%s: sampled by %s, annotated by %s: old_logprobs are the latter's; for another "
+                "dtype or device of the same weights that is expected",
+                rollouts,
+                ", ".join(sorted(others)),
+                policy,
+            )

@@ -89,27 +89,36 @@ def plan(files: Sequence[Path], prompts: Prompts) -> list[Piece]:
     return pieces
 
 
-def read_pieces(pieces: Sequence[Piece], wanted: Sequence[bool]) -> Iterator[Rows | None]:
-    """The rows of each piece of `plan`, in schema `completions`; None where it is not wanted."""
-    files = list(dict.fromkeys(piece.file for piece in pieces))
-    for file in files:
-        own = [i for i, piece in enumerate(pieces) if piece.file == file]
-        if not any(wanted[i] for i in own):
-            yield from [None] * len(own)
-            continue
-        batches = _batches(file)
-        waiting: list[pa.Table] = []
-        row = 0
-        for i in own:
-            while sum(table.num_rows for table in waiting) < pieces[i].rows:
-                waiting.append(next(batches))
-            table = pa.concat_tables(waiting)
-            part, waiting = table.slice(0, pieces[i].rows), [table.slice(pieces[i].rows)]
-            if wanted[i]:
-                yield schemas.validate(part, "completions", str(file), row).to_pylist()
-            else:
-                yield None
-            row += pieces[i].rows
+class PieceReader:
+    """The pieces of `plan` by number. Ascending numbers read each file once, a batch at a time."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
+        self._file: Path | None = None  # open, standing before the piece `_next`, at row `_row`
+        self._next = self._row = 0
+        self._batches: Iterator[pa.Table] = iter(())
+        self._waiting: list[pa.Table] = []
+
+    def read(self, number: int) -> Rows:
+        """The rows of a piece, in schema `completions`."""
+        file = self._pieces[number].file
+        if self._file != file or self._next > number:
+            self._next = next(i for i, piece in enumerate(self._pieces) if piece.file == file)
+            self._file, self._row, self._batches, self._waiting = file, 0, _batches(file), []
+        for piece in self._pieces[self._next : number]:
+            self._take(piece.rows)
+        row, table = self._row, self._take(self._pieces[number].rows)
+        self._next = number + 1
+        rows: Rows = schemas.validate(table, "completions", str(file), row).to_pylist()
+        return rows
+
+    def _take(self, count: int) -> pa.Table:
+        while sum(table.num_rows for table in self._waiting) < count:
+            self._waiting.append(next(self._batches))
+        table = pa.concat_tables(self._waiting)
+        self._waiting = [table.slice(count)]
+        self._row += count
+        return table.slice(0, count)
 
 
 def complete(rows: Rows, prompts: Mapping[str, Mapping[str, Any]], tokenizer: Any) -> Rows:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from entrograd.errors import InputError
+from entrograd.params import AnnotateParams
 
 Row = Mapping[str, Any]
 TokenValues = tuple[list[float], list[float]]
@@ -39,6 +41,42 @@ def token_values(rows: Sequence[Row], score: Score) -> list[TokenValues]:
                     "weights, or compute in float32 (annotate.dtype)"
                 )
     return scored
+
+
+def scorer(params: AnnotateParams, model: Path, temperature: float) -> tuple[Score, str]:
+    """Load the model: the score function of rows, and the version of its weights."""
+    from entrograd.models.forward import score
+    from entrograd.models.load import context_length, load_model, policy_version
+
+    loaded = load_model(model, params.dtype, params.device)
+    vocabulary, context = loaded.get_input_embeddings().num_embeddings, context_length(loaded)
+
+    def score_rows(rows: list[dict[str, Any]]) -> list[TokenValues]:
+        for row in rows:
+            _check_fits(row, vocabulary, context, model)
+        return score(
+            loaded,
+            [row["prompt_ids"] for row in rows],
+            [row["completion_ids"] for row in rows],
+            temperature,
+            params.token_budget,
+        )
+
+    return score_rows, policy_version(loaded)
+
+
+def _check_fits(row: Row, vocabulary: int, context: int, model: Path) -> None:
+    tokens = [*row["prompt_ids"], *row["completion_ids"]]
+    if len(tokens) > context:
+        raise InputError(
+            f"{name(row)}: {len(tokens)} tokens do not fit the context of {model} ({context}); "
+            "drop the row or give the model that sampled it"
+        )
+    if min(tokens) < 0 or max(tokens) >= vocabulary:
+        raise InputError(
+            f"{name(row)}: token {max(tokens)} is not in the vocabulary of {model} "
+            f"({vocabulary}); give the model that sampled it"
+        )
 
 
 def name(row: Row) -> str:
