@@ -109,6 +109,20 @@ class TestLogprobsAndEntropies:
             (hidden, head),
         )
 
+    def test_a_frozen_head_has_no_gradient_and_the_states_have_theirs(self) -> None:
+        torch.manual_seed(4)
+        hidden, head = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+        targets = torch.tensor([0, 8, 3, 3, 5])
+        logprobs_and_entropies(hidden, head, targets, vocabulary_tile=4)[0].sum().backward()
+        alone = hidden.detach().clone().requires_grad_()
+        frozen = head.detach()
+        logprobs_and_entropies(alone, frozen, targets, vocabulary_tile=4)[0].sum().backward()
+        assert frozen.grad is None
+        assert head.grad is not None
+        assert alone.grad is not None
+        assert hidden.grad is not None
+        assert torch.equal(alone.grad, hidden.grad)
+
     def test_float32_is_exact_to_1e_5(self) -> None:
         torch.manual_seed(2)
         hidden, head = torch.randn(64, 32), torch.randn(5000, 32) / 4

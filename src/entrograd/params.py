@@ -412,16 +412,29 @@ class Checkpoint(Section):
     keep_best: str | None = None
 
 
+class Lora(Section):
+    """Adapters of `rank`, their product scaled by `alpha` / `rank`, beside the linear layers whose
+    names are or end in one of `target_modules` (null: every one but the output head); the model's
+    own weights stay as they are. What samples, and what is saved, is the model with the adapters
+    added to its weights."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+
+
 class TrainOfflineParams(Section):
     """Stage train_offline: epochs over the stored, annotated rollouts. `reference`: the folder of
     the model that penalties and implicit rewards are measured against, for methods that need one.
-    `share_prompts`: compute each prompt once for its completions; null: where that saves tokens.
+    `lora`: train adapters alone; null: all weights. `share_prompts`: compute each prompt once for
+    its completions; null: where that saves tokens.
     """
 
     reference: str | None = None
     epochs: Annotated[int, Field(ge=0)] = 1
     groups_per_step: Positive = 16
     optimizer: Optimizer = Optimizer()
+    lora: Lora | None = None
     token_budget: Positive = 16384
     share_prompts: bool | None = None
     seed: int = 0
@@ -459,7 +472,7 @@ class DynamicSampling(Section):
 class TrainOnlineParams(Section):
     """Stage train_online: each step samples `prompts_per_step` groups, grades, annotates and
     updates `updates_per_round` times. Sampling, group size and grading are those of sections
-    rollout and annotate; `reference` and `share_prompts` are as in train_offline."""
+    rollout and annotate; `reference`, `lora` and `share_prompts` are as in train_offline."""
 
     reference: str | None = None
     steps: Annotated[int, Field(ge=0)] = 100
@@ -468,6 +481,7 @@ class TrainOnlineParams(Section):
     dynamic_sampling: DynamicSampling | None = None
     gap: GapGate = GapGate()
     optimizer: Optimizer = Optimizer()
+    lora: Lora | None = None
     token_budget: Positive = 16384
     share_prompts: bool | None = None
     seed: int = 0

@@ -104,7 +104,9 @@ class _TiledHead(torch.autograd.Function):
         temperature, token_tile, vocabulary_tile = ctx.settings
         precision = _precision(hidden)
         grad_hidden = torch.zeros(hidden.shape, dtype=precision, device=hidden.device)
-        grad_head = torch.zeros(head.shape, dtype=precision, device=head.device)
+        grad_head = None  # a frozen head's is not computed
+        if ctx.needs_input_grad[1]:
+            grad_head = torch.zeros(head.shape, dtype=precision, device=head.device)
         for start in range(0, len(hidden), token_tile):
             rows = slice(start, start + token_tile)
             weight = (grad[rows] / temperature)[:, None]
@@ -118,11 +120,12 @@ class _TiledHead(torch.autograd.Function):
                 tile.scatter_add_(-1, column, weight * inside[:, None])
                 tile = tile.to(hidden.dtype)
                 grad_hidden[rows] += tile @ head[columns]
-                grad_head[columns] += tile.T @ hidden[rows]
+                if grad_head is not None:
+                    grad_head[columns] += tile.T @ hidden[rows]
                 del tile
         return (
             grad_hidden.to(hidden.dtype),
-            grad_head.to(head.dtype),
+            None if grad_head is None else grad_head.to(head.dtype),
             None,
             None,
             None,

@@ -55,7 +55,15 @@ def train_offline(
     recipe = with_heads(recipe, ratings, head_entropies(ratings, reward_heads, len(rows)))
     plan = schedule(len(groups), params)
     processes = connect(params.device)
-    policy = Policy(model, params.dtype, params.device, params.optimizer, len(plan))
+    policy = Policy(
+        model,
+        params.dtype,
+        params.device,
+        params.optimizer,
+        len(plan),
+        params.lora,
+        params.seed,
+    )
     settings = step_settings(annotated, groups, params)
     if reference := load_reference(recipe, params.reference, policy.model, params.dtype, settings):
         reference.add_logprobs(rows)

@@ -52,7 +52,9 @@ def train_online(
     per_round = online.updates_per_round
     updates = online.steps * per_round
     processes = connect(online.device)
-    policy = Policy(model, online.dtype, online.device, online.optimizer, updates)
+    policy = Policy(
+        model, online.dtype, online.device, online.optimizer, updates, online.lora, online.seed
+    )
     order = PromptOrder(len(rows), online.prompts_per_step, online.seed)
     checkpoints = Checkpoints(
         resume, online.checkpoint, policy.optimizer, per_round, processes.main
@@ -80,7 +82,7 @@ def train_online(
     with (
         progress(online.steps, "steps", "train_online", policy.optimizer.done // per_round) as bar,
         Grader(params.annotate.grader) as grader,
-        closing(open_engine(params.rollout, model, policy.model)) as engine,
+        closing(open_engine(params.rollout, model, policy.sampler())) as engine,
     ):
         drawer = RoundDrawer(
             params,
@@ -95,7 +97,7 @@ def train_online(
             policy.model.device,
         )
         if policy.optimizer.done:  # it may have started with the weights in `model`
-            engine.update_weights(policy.model)
+            engine.update_weights(policy.sampler())
         drawn: Round | None = None
         for update in range(policy.optimizer.done, updates):
             number, part = divmod(update, per_round)
@@ -134,7 +136,7 @@ def train_online(
                 )
                 measured |= {**gap, "gap_corrected": float(gated is not recipe)} if gap else {}
             if part + 1 == per_round:
-                engine.update_weights(policy.model)
+                engine.update_weights(policy.sampler())
                 state.curve.append({"step": number + 1, **drawn.measured, **measured})
                 reward = drawn.measured["reward_mean"]
                 bar.advance(1, f"reward {reward:.3f}, loss {measured['loss']:.4f}")

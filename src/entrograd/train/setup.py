@@ -12,42 +12,78 @@ import torch
 from entrograd import io
 from entrograd.errors import NonFiniteError
 from entrograd.models.load import load_model, resolve_device, resolve_dtype, write
+from entrograd.params import Lora
 from entrograd.params import Optimizer as OptimizerParams
+from entrograd.train.lora import add_adapters, merge, plain_model
 from entrograd.train.optimizer import Optimizer
 
 
 class Policy:
-    """A model under training, its optimiser, and how both are saved."""
+    """A model under training, its optimiser, and how both are saved.
+
+    `model` is what is trained. With adapters (`lora`, drawn with `seed`) they are its only
+    parameters with gradients; `sampler` has what `model` computes in plain weights.
+    """
 
     def __init__(
-        self, path: Path, dtype: str, device: str, params: OptimizerParams, steps: int
+        self,
+        path: Path,
+        dtype: str,
+        device: str,
+        params: OptimizerParams,
+        steps: int,
+        lora: Lora | None = None,
+        seed: int = 0,
     ) -> None:
+        self.path, self.lora = path, lora
         # Read in float32: the masters keep what a bfloat16 model would round away.
         self.model = load_model(path, "float32", device)
+        if lora:
+            add_adapters(self.model, lora, seed)
         masters: dict[str, torch.Tensor] = {}
         compute = resolve_dtype(dtype, resolve_device(device))
         if compute != torch.float32:
-            masters = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+            masters = {
+                n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad
+            }
             self.model.to(compute)
         if params.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.optimizer = Optimizer(self.model, masters, params, steps)
+        self._plain: Any = None
+
+    def sampler(self) -> Any:
+        """The model to sample from: the one in training, or where that has adapters a plain one
+        with its weights of now, always the same object."""
+        if self.lora is None:
+            return self.model
+        if self._plain is None:
+            self._plain = plain_model(self.model)
+        merge(self._plain, self.model, self.optimizer.masters, self.model)
+        return self._plain
 
     def save(self, tokenizer: Any, path: Path, best: Mapping[str, torch.Tensor] | None) -> None:
         """Write the float32 master weights, and those of `best` (float32, by name) to the folder
-        `best` in it; the policy is of no further use."""
-        self.model.to(torch.float32)
+        `best` in it; the policy is of no further use. Adapters are added to the float32 weights
+        that training began with."""
+        if self.lora is None:
+            self.model.to(torch.float32)
         with io.atomic_folder(path) as folder:
             self._write(self.optimizer.masters, tokenizer, folder)
             if best is not None:  # second: a float32 model's weights are the masters themselves
                 self._write(best, tokenizer, folder / "best")
 
     def _write(self, weights: Mapping[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
-        with torch.no_grad():
-            for name, weight in self.model.named_parameters():
-                if name in weights:
-                    weight.copy_(weights[name])
-        write(self.model, tokenizer, folder)
+        model = self.model
+        if self.lora:
+            model = load_model(self.path, "float32", "cpu")
+            merge(model, self.model, weights, model)
+        else:
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if name in weights:
+                        weight.copy_(weights[name])
+        write(model, tokenizer, folder)
 
 
 @contextmanager
