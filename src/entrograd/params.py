@@ -472,12 +472,16 @@ class DynamicSampling(Section):
 class TrainOnlineParams(Section):
     """Stage train_online: each step samples `prompts_per_step` groups, grades, annotates and
     updates `updates_per_round` times. Sampling, group size and grading are those of sections
-    rollout and annotate; `reference`, `lora` and `share_prompts` are as in train_offline."""
+    rollout and annotate; `reference`, `lora` and `share_prompts` are as in train_offline. `overlap`:
+    a round is sampled while the updates of the round before it run, by the policy from before them;
+    importance weights (the method's `correction`) make up for it. For engines vllm and vllm_server.
+    """
 
     reference: str | None = None
     steps: Annotated[int, Field(ge=0)] = 100
     prompts_per_step: Positive = 16
     updates_per_round: Positive = 1
+    overlap: bool = False
     dynamic_sampling: DynamicSampling | None = None
     gap: GapGate = GapGate()
     optimizer: Optimizer = Optimizer()
@@ -554,20 +558,46 @@ class Params(Section):
     @model_validator(mode="after")
     def _filters_are_corrected(self) -> Params:
         sampling, loss = self.rollout.sampling, self.method.loss or self.method.name
-        block = self.method.blocks.get(loss)
-        correction = block.get("correction", "none") if isinstance(block, dict) else "none"
         used = [
             key
             for key, off in {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "min_new_tokens": 0}.items()
             if getattr(sampling, key) != off
         ]
-        if used and correction == "none":
+        if used and not self._corrected():
             raise ValueError(
                 f"rollout.sampling.{used[0]}: completions come from a filtered distribution, and "
                 f"the ratio of {loss} takes them for the policy's own, which biases every update; "
                 f"remove it or set method.{loss}.correction: truncated (or masked)"
             )
         return self
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Params:
+        online, loss = self.train_online, self.method.loss or self.method.name
+        if not online.overlap:
+            return self
+        if self.rollout.engine == "transformers":
+            raise ValueError(
+                "train_online.overlap: engine transformers samples from the very weights that are "
+                "being updated; set rollout.engine: vllm_server (or vllm), or overlap: false"
+            )
+        if online.dynamic_sampling is not None:
+            raise ValueError(
+                "train_online.overlap: with dynamic_sampling a round's size depends on grades, "
+                "which are not there while it is drawn ahead; remove one of the two"
+            )
+        if not self._corrected():
+            raise ValueError(
+                "train_online.overlap: completions come from the policy before the last updates, "
+                f"and the ratio of {loss} takes them for the current one's, which biases every "
+                f"update; set method.{loss}.correction: truncated (or masked), or overlap: false"
+            )
+        return self
+
+    def _corrected(self) -> bool:
+        """Whether the policy loss weighs completions by importance."""
+        block = self.method.blocks.get(self.method.loss or self.method.name)
+        return isinstance(block, dict) and block.get("correction", "none") != "none"
 
 
 S = TypeVar("S", bound=Section)

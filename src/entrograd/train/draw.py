@@ -13,7 +13,7 @@ from entrograd.annotate.annotate import annotate_rows
 from entrograd.annotate.clusters import clusterer
 from entrograd.methods.base import Recipe
 from entrograd.params import Params
-from entrograd.rollout.engine import Engine
+from entrograd.rollout.engine import Engine, Request
 from entrograd.rollout.rollout import group_requests, rollout_rows
 from entrograd.train.dynamic import Filled, Group, by_group, fill, has_signal
 from entrograd.train.needs import check_columns
@@ -49,8 +49,9 @@ class RoundDrawer:
         self.known = {row["prompt_id"]: row for row in rows}
         self.places = {row["prompt_id"]: index for index, row in enumerate(rows)}
 
-    def draw(self, number: int, before: Round | None) -> Round:
-        """Round `number`; with dynamic sampling it begins with what the round `before` left."""
+    def draw(self, number: int, before: Round | None, sampled: Group | None = None) -> Round:
+        """Round `number`; with dynamic sampling it begins with what the round `before` left.
+        `sampled`: its rollouts (this process's), where they were drawn ahead."""
         online = self.params.train_online
         dynamic, wanted = online.dynamic_sampling, online.prompts_per_step
         carried = by_group(before.surplus) if before else []
@@ -59,7 +60,10 @@ class RoundDrawer:
         entropies: list[float] = []
 
         def sample(count: int) -> list[Group]:
-            rows, groups = self._sample(number, self.order.take(count, used))
+            own = sampled
+            if own is None:
+                own = self.sample(number, self.requests(self.order.take(count, used)))
+            rows, groups = self._annotate(number, own)
             seen.extend(rows)
             entropies.extend(group["semantic_entropy_rao"] for group in groups)
             return by_group(rows)
@@ -84,15 +88,28 @@ class RoundDrawer:
             share=filled.share,
         )
 
-    def _sample(self, number: int, places: Sequence[int]) -> tuple[Group, Group]:
-        """(annotated rows, their groups' statistics) of the prompts at `places`."""
-        rollout, seed = self.params.rollout, round_seed(self.params.train_online.seed, number)
+    def next_prompts(self) -> list[int]:
+        """The places of a whole round's prompts."""
+        return next(self.order)
+
+    def requests(self, places: Sequence[int]) -> list[Request]:
+        """This process's part of the requests for the prompts at `places`."""
+        mine = self.processes.share([self.rows[place] for place in places])
+        return group_requests(mine, self.tokenizer, self.params.rollout.group_size)
+
+    def sample(self, number: int, requests: Sequence[Request]) -> Group:
+        """Rows of the rollouts schema, drawn by the engine with the seed of round `number`."""
+        if not requests:
+            return []
+        seed = round_seed(self.params.train_online.seed, number)
+        completions = self.engine.generate(requests, self.params.rollout.sampling, seed)
+        return rollout_rows(requests, completions, seed, self.engine)
+
+    def _annotate(self, number: int, sampled: Group) -> tuple[Group, Group]:
+        """(annotated rows, their groups' statistics) of what every process sampled."""
         annotated: Group = []
         groups: Group = []
-        if mine := self.processes.share([self.rows[place] for place in places]):
-            requests = group_requests(mine, self.tokenizer, rollout.group_size)
-            completions = self.engine.generate(requests, rollout.sampling, seed)
-            sampled = rollout_rows(requests, completions, seed, self.engine)
+        if sampled:
             annotated, groups = annotate_rows(
                 sampled, self.known, self.scoring, self.grader, self.cluster, self.params.annotate
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from entrograd.params import Params
 from entrograd.progress import progress
 from entrograd.rollout.engines import open_engine
 from entrograd.rollout.rollout import training_prompts
+from entrograd.train.ahead import Ahead
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
 from entrograd.train.draw import RoundDrawer
@@ -83,6 +84,7 @@ def train_online(
         progress(online.steps, "steps", "train_online", policy.optimizer.done // per_round) as bar,
         Grader(params.annotate.grader) as grader,
         closing(open_engine(params.rollout, model, policy.sampler())) as engine,
+        ExitStack() as running,
     ):
         drawer = RoundDrawer(
             params,
@@ -96,6 +98,10 @@ def train_online(
             processes,
             policy.model.device,
         )
+        ahead: Ahead | None = None
+        if online.overlap:
+            ahead = Ahead(drawer, kept, processes, online.steps, state.data.get("sampler"))
+            running.callback(ahead.close)
         if policy.optimizer.done:  # it may have started with the weights in `model`
             engine.update_weights(policy.sampler())
         drawn: Round | None = None
@@ -105,19 +111,26 @@ def train_online(
                 before = drawn
                 if before is None and online.dynamic_sampling and number and part == 0:
                     before = kept.read(number - 1, None)
-                drawn = kept.read(number, engine.policy_version if part == 0 else None)
+                sampled = ahead.take(number) if ahead and number else None
+                if ahead and sampled is not None:
+                    ahead.start(number + 1)  # the engine draws while this round is graded, too
+                drawn = None
+                if sampled is None:
+                    drawn = kept.read(number, engine.policy_version if part == 0 else None)
                 if drawn:
                     order.restore(drawn.order)
                     # the graph is no file: the same forward gives it again
                     if part == 0 and whole_graph:
                         scoring(drawn.rows)
                 else:
-                    fresh = drawer.draw(number, before)
+                    fresh = drawer.draw(number, before, sampled)
                     if processes.main:
                         kept.write(number, fresh)
                     processes.wait()
                     drawn = kept.read(number, None)
                 assert drawn
+                if ahead and sampled is None:
+                    ahead.start(number + 1)
             if reference:
                 reference.add_logprobs(drawn.rows)
             with bad_batch_kept(drawn.rows, resume):
@@ -136,11 +149,17 @@ def train_online(
                 )
                 measured |= {**gap, "gap_corrected": float(gated is not recipe)} if gap else {}
             if part + 1 == per_round:
+                if ahead:
+                    ahead.finish()
                 engine.update_weights(policy.sampler())
                 state.curve.append({"step": number + 1, **drawn.measured, **measured})
                 reward = drawn.measured["reward_mean"]
                 bar.advance(1, f"reward {reward:.3f}, loss {measured['loss']:.4f}")
             state.data = {"order": order.position(), "policy_version": engine.policy_version}
+            if ahead:
+                if part + 1 < per_round:  # what is being drawn is by weights that are gone
+                    continue
+                state.data["sampler"] = ahead.sampler
             checkpoints.save_if_due(state)
     if processes.main:
         policy.save(tokenizer, out, checkpoints.best_weights(state.curve))

@@ -128,12 +128,30 @@ class Rounds:
             },
         )
 
+    def write_ahead(self, number: int, rows: list[dict[str, Any]]) -> None:
+        """Store the rollouts of a round that was drawn ahead."""
+        io.write_table(self._ahead(number), rows, "rollouts", **self.provenance)
+
+    def read_ahead(self, number: int, policy_version: str) -> list[dict[str, Any]] | None:
+        """The stored rollouts of a round; None where there are none by `policy_version`."""
+        if not self._ahead(number).exists():
+            return None
+        try:
+            rows: list[dict[str, Any]] = io.read_table(self._ahead(number), "rollouts").to_pylist()
+        except InputError as error:
+            log.warning("%s", error)
+            return None
+        return rows if all(row["policy_version"] == policy_version for row in rows) else None
+
     def assemble(self, count: int, out: Path) -> None:
         """Make folder `out` of the first `count` rounds."""
         io.assemble(self.folder, out, [io.shard_name(number) for number in range(count)])
 
     def _surplus(self, number: int) -> Path:
         return self.folder / f"surplus-{number:05d}.parquet"
+
+    def _ahead(self, number: int) -> Path:
+        return self.folder / f"ahead-{number:05d}.parquet"
 
     def _state(self, number: int) -> Path:
         return self.folder / io.shard_name(number).replace(".parquet", ".json")
