@@ -472,9 +472,10 @@ class DynamicSampling(Section):
 class TrainOnlineParams(Section):
     """Stage train_online: each step samples `prompts_per_step` groups, grades, annotates and
     updates `updates_per_round` times. Sampling, group size and grading are those of sections
-    rollout and annotate; `reference`, `lora` and `share_prompts` are as in train_offline. `overlap`:
-    a round is sampled while the updates of the round before it run, by the policy from before them;
-    importance weights (the method's `correction`) make up for it. For engines vllm and vllm_server.
+    rollout and annotate; `reference`, `lora` and `share_prompts` are as in train_offline.
+    `overlap`: a round is sampled while the updates of the round before it run, by the policy from
+    before them; importance weights (the method's `correction`) make up for it. For engines vllm and
+    vllm_server.
     """
 
     reference: str | None = None
