@@ -109,6 +109,34 @@ class TestLogprobsAndEntropies:
             (hidden, head),
         )
 
+    @pytest.mark.parametrize("shape", ["padded", "whole", "shards"])
+    def test_heads_with_padding_rows_or_in_shards(self, shape: str) -> None:
+        """A vocabulary rounded up to 128 rows, which no tile divides, softmax over all of them as
+        the model's own; the same in uneven parts put together, gradients back in each part."""
+        torch.manual_seed(6)
+        hidden = torch.randn(23, 8, dtype=torch.float64, requires_grad=True)
+        rows = torch.randn(128, 8, dtype=torch.float64)
+        known = 101  # the tokenizer's words; the rows behind them are padding
+        if shape == "padded":
+            rows[known:] = 0.0
+        parts = list(rows.split([50, 78] if shape == "shards" else [128]))
+        leaves = [part.clone().requires_grad_() for part in parts]
+        targets = torch.randint(0, known, (23,))
+        targets[:4] = torch.tensor([0, 49, 50, known - 1])
+        weight = torch.randn(23, dtype=torch.float64)
+        head = torch.cat(leaves)
+        logprobs, entropies = logprobs_and_entropies(
+            hidden, head, targets, 0.7, token_tile=10, vocabulary_tile=37
+        )
+        found = torch.autograd.grad((logprobs * weight).sum(), [hidden, *leaves])
+        logs = (hidden @ torch.cat(leaves).T / 0.7).log_softmax(-1)
+        plain = logs.gather(-1, targets[:, None])[:, 0]
+        want = torch.autograd.grad((plain * weight).sum(), [hidden, *leaves])
+        torch.testing.assert_close(logprobs, plain, rtol=0, atol=1e-11)
+        torch.testing.assert_close(entropies, -(logs.exp() * logs).sum(-1), rtol=0, atol=1e-11)
+        for a, b in zip(found, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
     def test_a_frozen_head_has_no_gradient_and_the_states_have_theirs(self) -> None:
         torch.manual_seed(4)
         hidden, head = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)

@@ -79,6 +79,11 @@ def test_a_checkpoint_loads_in_another_number_of_processes(runs: Path, order: st
     assert_same_training(runs / "train_online-1", place)
 
 
+def test_two_processes_share_out_what_the_reference_computes(runs: Path) -> None:
+    assert_same_training(runs / "penalty-1", runs / "penalty-2")
+    assert all(row["kl_ref"] > 0 for row in curve(runs / "penalty-2"))
+
+
 def test_accelerate_launch_starts_a_stage(runs: Path, tmp_path: Path) -> None:
     """The command line for GPUs; where there are none its processes take the CPU."""
     launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu"]

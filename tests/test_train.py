@@ -135,6 +135,24 @@ class TestExamples:
         rows = torch.cat(micro_batches(built, advantages, 1)).tolist()
         assert sorted(rows) == [0, 1, 2]
 
+    def test_a_reference_calls_for_rows_without_advantages_only_where_the_loss_reads_it(
+        self,
+    ) -> None:
+        rows = [{**row, "ref_logprobs": [-2.0] * len(row["completion_ids"])} 
+                for row in annotated_rows()]  # fmt: skip
+        built = examples(rows, torch.device("cpu"))
+        for section, expected in (
+            # old_logprobs are above ref_logprobs everywhere: tokens with positive advantages stay
+            ({"name": "asr"}, [0, 2]),
+            ({"name": "grpo"}, [0, 1, 2]),
+            ({"name": "grpo", "grpo": {"kl_coefficient": 0.1}}, [0, 1, 2, 3, 4, 5]),
+            ({"name": "asr", "asr": {"kl_coefficient": 0.1}}, [0, 1, 2, 3, 4, 5]),
+        ):
+            chosen = recipe(MethodParams.model_validate(section))
+            advantages = chosen.advantages(built.batch)
+            parts = micro_batches(built, advantages, 1, None, None, chosen.penalised)
+            assert sorted(torch.cat(parts).tolist()) == expected
+
 
 class TestStep:
     def test_loss_and_gradient_of_grpo_written_out(self, tiny_model: Path) -> None:

@@ -14,8 +14,11 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import yaml
 from chaos import STAGES, finish, preload, prepare, start
+from conftest import write_tiny_model
 
 
 def launch(stage: str, inputs: Path, place: Path, count: int) -> list[int]:
@@ -44,11 +47,36 @@ def killed_after(update: int, children: list[int], place: Path) -> None:
         os.waitpid(child, 0)
 
 
+def variant(inputs: Path, name: str, **sections: Any) -> Path:
+    """The inputs with other parameters, in the folder `name` beside them."""
+    folder = inputs.with_name(name)
+    folder.mkdir()
+    for path in inputs.iterdir():
+        (folder / path.name).symlink_to(path)
+    params = yaml.safe_load((inputs / "params.yaml").read_text())
+    for section, block in sections.items():
+        params[section] = block if section == "method" else {**params[section], **block}
+    (folder / "params.yaml").unlink()
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    return folder
+
+
 def main(folder: Path) -> None:
     preload()
     inputs = folder / "inputs"
     inputs.mkdir()
     prepare(inputs)
+    reference = write_tiny_model(inputs / "other", seed=5, characters="0123456789 =\n")
+    penalty = variant(
+        inputs,
+        "penalty",
+        method={"name": "grpo", "grpo": {"kl_coefficient": 0.3}},
+        train_offline={"reference": str(reference)},
+    )
+    for count in (1, 2):
+        place = folder / f"penalty-{count}"
+        for child in launch("train_offline", penalty, place, count):
+            finish(child, place)
     for stage in STAGES:
         for count in (1, 2):
             place = folder / f"{stage}-{count}"

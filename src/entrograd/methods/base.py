@@ -215,6 +215,12 @@ class Recipe:
             found |= self.loss.loss_needs(self.params[self.loss.name])
         return found
 
+    @property
+    def penalised(self) -> bool:
+        """Whether the loss pulls on tokens without an advantage too: towards a reference policy."""
+        reads = self.loss.loss_needs
+        return reads is not None and "ref_logprobs" in reads(self.params[self.loss.name])
+
     def fitted(self, entropies: Mapping[str, float]) -> Recipe:
         """This recipe with what its reward composition takes from the heads' rating entropies."""
         if self.reward.fit is None:

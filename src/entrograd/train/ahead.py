@@ -6,8 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from entrograd.errors import InputError
 from entrograd.train.draw import RoundDrawer
-from entrograd.train.dynamic import Group, by_group
-from entrograd.train.processes import Processes
+from entrograd.train.processes import Group, Processes, by_group
 from entrograd.train.rounds import Rounds
 
 

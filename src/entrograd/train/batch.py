@@ -88,15 +88,16 @@ def micro_batches(
     token_budget: int,
     first: Tensor | None = None,
     processes: Processes | None = None,
+    penalised: bool = False,
 ) -> list[Tensor]:
     """Row indexes of each micro-batch, at most `token_budget` tokens each; `first`, where given and
     not without gradient as a whole, is the first of them as it is. Of several `processes` each
     gets its own rows, whole groups.
 
     Rows whose advantages are all zero add nothing to the gradient and are left out, unless a
-    reference policy pulls on them; the denominators count them all the same.
+    penalty of the loss pulls on them (`penalised`); the denominators count them all the same.
     """
-    active = (advantages != 0).any(-1) | (examples.batch.ref_logprobs is not None)
+    active = (advantages != 0).any(-1) | penalised
     done = [] if first is None or not active[first].any() else [first]
     if done:
         active[first] = False

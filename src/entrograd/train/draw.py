@@ -15,9 +15,9 @@ from entrograd.methods.base import Recipe
 from entrograd.params import Params
 from entrograd.rollout.engine import Engine, Request
 from entrograd.rollout.rollout import group_requests, rollout_rows
-from entrograd.train.dynamic import Filled, Group, by_group, fill, has_signal
+from entrograd.train.dynamic import Filled, fill, has_signal
 from entrograd.train.needs import check_columns
-from entrograd.train.processes import Processes
+from entrograd.train.processes import Group, Processes, by_group
 from entrograd.train.rounds import PromptOrder, Round, round_seed
 from entrograd.train.scoring import Scoring
 from entrograd.verify.grade import Grader

@@ -6,17 +6,15 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from entrograd.methods.base import Recipe
 from entrograd.params import DynamicSampling
 from entrograd.train.batch import examples
+from entrograd.train.processes import Group
 
 log = logging.getLogger("entrograd")
-
-Group = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,3 @@ def has_signal(recipe: Recipe, groups: Sequence[Group], device: torch.device) ->
     rows = [row for group in groups for row in group]
     active = (recipe.advantages(examples(rows, device).batch) != 0).any(-1)
     return [bool(part.any()) for part in active.split([len(group) for group in groups])]
-
-
-def by_group(rows: Sequence[dict[str, Any]]) -> list[Group]:
-    """The rows of each prompt, in order of first appearance."""
-    groups: dict[str, Group] = {}
-    for row in rows:
-        groups.setdefault(row["prompt_id"], []).append(row)
-    return list(groups.values())

@@ -66,7 +66,7 @@ def train_offline(
     )
     settings = step_settings(annotated, groups, params)
     if reference := load_reference(recipe, params.reference, policy.model, params.dtype, settings):
-        reference.add_logprobs(rows)
+        reference.add_logprobs(rows, processes)
         del reference
     checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer, may_write=processes.main)
     state = checkpoints.restore()

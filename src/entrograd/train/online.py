@@ -132,7 +132,7 @@ def train_online(
                 if ahead and sampled is None:
                     ahead.start(number + 1)
             if reference:
-                reference.add_logprobs(drawn.rows)
+                reference.add_logprobs(drawn.rows, processes)
             with bad_batch_kept(drawn.rows, resume):
                 batch = examples(drawn.rows, policy.model.device)
                 gap = measure(batch.batch) if sampling.temperature else {}

@@ -23,6 +23,8 @@ log = logging.getLogger("entrograd")
 
 T = TypeVar("T")
 
+Group = list[dict[str, Any]]
+
 
 class Processes:
     """This process and the others; alone, rank 0 of 1, nothing is exchanged."""
@@ -44,10 +46,7 @@ class Processes:
 
     def gather_groups(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of all processes' groups (rows of one prompt_id), group after group."""
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            groups.setdefault(row["prompt_id"], []).append(row)
-        return [row for group in self.gather(list(groups.values())) for row in group]
+        return [row for group in self.gather(by_group(rows)) for row in group]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
@@ -133,6 +132,14 @@ ALONE = Processes()
 def connect(device: str) -> Processes:
     """The processes of this run. Call before a model is loaded: it chooses this one's GPU."""
     return Launched(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+
+
+def by_group(rows: Sequence[dict[str, Any]]) -> list[Group]:
+    """The rows of each prompt, in order of first appearance."""
+    groups: dict[str, Group] = {}
+    for row in rows:
+        groups.setdefault(row["prompt_id"], []).append(row)
+    return list(groups.values())
 
 
 def own_rows(

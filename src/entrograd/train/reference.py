@@ -11,6 +11,7 @@ from entrograd.errors import InputError
 from entrograd.methods.base import Recipe
 from entrograd.models.forward import score
 from entrograd.models.load import load_model
+from entrograd.train.processes import ALONE, Processes, by_group
 from entrograd.train.step import StepSettings
 
 log = logging.getLogger("entrograd")
@@ -30,18 +31,25 @@ class Reference:
             )
         self._compared = False
 
-    def add_logprobs(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Give each row its `ref_logprobs`: log pi_ref of every completion token, nats."""
-        missing = [row for row in rows if row.get("ref_logprobs") is None]
+    def add_logprobs(self, rows: Sequence[dict[str, Any]], processes: Processes = ALONE) -> None:
+        """Give each row its `ref_logprobs`: log pi_ref of every completion token, nats. Each of
+        several processes has the same rows and computes its share of the groups."""
+        groups = by_group([row for row in rows if row.get("ref_logprobs") is None])
+        missing = [row for group in groups for row in group]
+        mine = [row for group in processes.share(groups) for row in group]
         scored = score(
             self.model,
-            [row["prompt_ids"] for row in missing],
-            [row["completion_ids"] for row in missing],
+            [row["prompt_ids"] for row in mine],
+            [row["completion_ids"] for row in mine],
             self.settings.temperature,
             self.settings.token_budget,
         )
-        for row, (logprobs, _) in zip(missing, scored, strict=True):
-            row["ref_logprobs"] = logprobs
+        share = [
+            {"prompt_id": row["prompt_id"], "ref_logprobs": logprobs}
+            for row, (logprobs, _) in zip(mine, scored, strict=True)
+        ]
+        for row, found in zip(missing, processes.gather_groups(share), strict=True):
+            row["ref_logprobs"] = found["ref_logprobs"]
         if missing and not self._compared:
             self._compared = True
             if _largest_gap(missing) < 1e-3:

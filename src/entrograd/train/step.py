@@ -50,7 +50,9 @@ def train_step(
     loss_sum = 0.0
     computed: list[int] = []
     first = kept.rows if kept else None
-    for rows in micro_batches(examples, advantages, settings.token_budget, first, processes):
+    for rows in micro_batches(
+        examples, advantages, settings.token_budget, first, processes, recipe.penalised
+    ):
         part, mask = batch.select(rows), batch.completion_mask[rows]
         if kept and rows is first:
             flat = kept.logprobs
