@@ -19,12 +19,13 @@ FILE = "origin.json"
 def origin(
     stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], roles: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The identity of a run. `inputs`: path -> sha256; where they lie does not matter, so the key
-    is made of the hashes alone. `roles`: which inputs were given."""
+    """The identity of a run. `inputs`: path -> sha256; where they lie does not matter, so their
+    hashes in the order of the arguments count. `roles`: which inputs were given."""
     known = {
         "stage": stage,
         "params": params,
         "inputs": inputs,
+        "contents": list(inputs.values()),  # a JSON file keeps the order of a list alone
         "roles": roles,
         "code": io.code_hash(),
     }
@@ -34,7 +35,7 @@ def origin(
 
 def key(origin: Mapping[str, Any]) -> str:
     """16 hex digits that differ where anything differs that could change a result."""
-    identity = [origin["params"], origin["roles"], list(origin["inputs"].values())]
+    identity = [origin["params"], origin["roles"], origin["contents"]]
     text = json.dumps(identity, sort_keys=True)
     return io.text_hash(origin["stage"], text, origin["code"])[:16]
 
@@ -49,7 +50,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name, "absent") != new.get(name, "absent")
     ]
-    if list(before["inputs"].values()) != list(now["inputs"].values()):
+    if before.get("contents") != now["contents"]:
         was = set(before["inputs"].values())
         others = [path for path, digest in now["inputs"].items() if digest not in was]
         changed.append(f"the content of {', '.join(others) or 'the inputs'}")

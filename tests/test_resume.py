@@ -1,0 +1,224 @@
+"""Unfinished work: where a stage keeps it, when it goes on there, and what it says when not."""
+
+from __future__ import annotations
+
+import logging
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chaos import command, outputs, prepare
+from conftest import ROOT
+from test_checkpoint import Killed, stop_at
+from test_evaluate_stage import PARAMS
+
+from entrograd import io, stage
+from entrograd.errors import InputError
+from entrograd.stage import Run, run_stage
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with parameters and a model; the tests' process is not tied to its parent
+    as a stage is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "weights").write_text("base")
+    return tmp_path
+
+
+class Work:
+    """A stage that counts its runs in its resume folder and gives up before `needed` of them."""
+
+    def __init__(self, needed: int = 2, name: str = "train_offline") -> None:
+        self.needed, self.name, self.found = needed, name, list[int]()
+        self.folder = Path()
+
+    def __call__(self, run: Run) -> str:
+        file = run.resume / "count"
+        count = int(file.read_text()) if file.exists() else 0
+        self.found.append(count)
+        self.folder = run.resume
+        file.write_text(str(count + 1))
+        if count + 1 < self.needed:
+            raise InputError("not yet")
+        run.paths.out.write_text("done")
+        return "done"
+
+    def start(self, *argv: str) -> int:
+        return run_stage(
+            self.name,
+            self,
+            doc="d",
+            sections=(self.name,),
+            inputs={"model": "base", "heads": "heads.json"},
+            optional=("heads",),
+            outputs={"out": "out.txt"},
+            argv=["--timings", "", *argv],
+        )
+
+
+def change(section: str, **values: Any) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params[section].update(values)
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_work_is_kept_until_the_stage_succeeds() -> None:
+    work = Work(needed=3)
+    assert [work.start(), work.start(), work.start()] == [2, 2, 0]
+    assert work.found == [0, 1, 2]
+    assert not work.folder.exists()
+    assert Path("out.txt").read_text() == "done"
+
+
+def test_resume_goes_on_in_the_folder_it_names() -> None:
+    work = Work()
+    assert work.start() == 2
+    moved = work.folder.rename("elsewhere")
+    assert work.start("--resume", str(moved)) == 0
+    assert work.found == [0, 1]
+    assert work.folder == Path("elsewhere")
+    assert not moved.exists()
+
+
+def change_a_parameter(_: pytest.MonkeyPatch) -> list[str]:
+    change("train_offline", seed=7, optimizer={"lr": 0.5})
+    return []
+
+
+def change_an_input(_: pytest.MonkeyPatch) -> list[str]:
+    Path("base/weights").write_text("others")
+    return []
+
+
+def give_another_input(_: pytest.MonkeyPatch) -> list[str]:
+    Path("heads.json").write_text("{}")
+    return []
+
+
+def change_the_code(patch: pytest.MonkeyPatch) -> list[str]:
+    patch.setattr(io, "code_hash", lambda: "other")
+    return []
+
+
+CHANGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], list[str]], list[str]]] = {
+    "parameters": (
+        change_a_parameter,
+        ["train_offline.optimizer.lr 1e-06 -> 0.5", "train_offline.seed 0 -> 7"],
+    ),
+    "input": (change_an_input, ["the content of base"]),
+    "another input": (give_another_input, ["the content of heads.json"]),
+    "code": (change_the_code, ["the code of entrograd"]),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_changed_is_named_and_the_work_not_continued(
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With --resume the stage refuses; without, it says why it starts anew."""
+    work = Work()
+    work.start()
+    old = work.folder
+    changed, expected = CHANGES[what]
+    arguments = changed(monkeypatch)
+    capsys.readouterr()
+    assert work.start("--resume", str(old), *arguments) == 2
+    refusal = capsys.readouterr().err.splitlines()[-1]
+    assert refusal == (
+        f"train_offline: error: --resume {old}: cannot be continued, changed since: "
+        f"{'; '.join(expected)}; undo the change, or leave --resume out to start anew"
+    )
+    assert work.found == [0]
+    with caplog.at_level(logging.WARNING, "entrograd"):
+        assert work.start(*arguments) == 2
+    assert work.found == [0, 0]
+    assert work.folder != old
+    assert f"{old} holds unfinished work that is not continued" in caplog.text
+    assert f"changed since: {'; '.join(expected)}." in caplog.text
+    assert (old / "count").read_text() == "1"
+
+
+def test_another_stages_work_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    other = Work(name="evaluate")
+    other.start()
+    assert Work().start("--resume", str(other.folder)) == 2
+    assert "changed since: stage evaluate; " in capsys.readouterr().err
+
+
+def test_an_input_that_is_left_out_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("heads.json").write_text("{}")
+    work = Work()
+    work.start()
+    assert work.start("--resume", str(work.folder), "--heads", "") == 2
+    assert "cannot be continued, changed since: the content of the inputs; " in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty"])
+def test_a_folder_without_work_is_named(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if kind == "empty":
+        Path("none").mkdir()
+    assert Work().start("--resume", "none") == 2
+    said = capsys.readouterr().err
+    assert "none/origin.json" in said
+    assert "Traceback" not in said
+
+
+def test_what_changes_no_result_may_change() -> None:
+    """Where checkpoints are kept, where an input lies, where the output goes."""
+    work = Work()
+    work.start()
+    change("train_offline", checkpoint={"keep_last": 5, "max_share": 0.5})
+    Path("base").rename("moved")
+    assert work.start("--resume", str(work.folder), "--model", "moved", "--out", "b.txt") == 0
+    assert work.found == [0, 1]
+    work = Work()
+    work.start("--model", "moved")
+    change("train_offline", checkpoint={"keep_last": 1})
+    assert work.start("--model", "moved") == 0
+    assert work.found == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["train_offline", "train_online"])
+def test_a_training_stage_goes_on_and_says_where(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The stage's own script, killed before its fourth update and started with --resume."""
+
+    def start(place: Path, *more: str) -> int:
+        words = [*command(name, folder, place), *more]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
+        return int(end.value.code or 0)
+
+    prepare(folder)
+    for place in ("whole", "killed"):
+        Path(place).mkdir()
+    assert start(folder / "whole") == 0
+    assert "continuing after update" not in caplog.text
+    with monkeypatch.context() as patch:
+        stop_at(patch, name.removeprefix("train_"), 3)
+        with pytest.raises(Killed):
+            start(folder / "killed")
+    unfinished = next((folder / "killed/work").iterdir())
+    with caplog.at_level(logging.INFO, "entrograd"):
+        assert start(folder / "killed", "--resume", str(unfinished)) == 0
+    checkpoint = unfinished / "checkpoints" / "step-00000003"
+    assert f"continuing after update 3 ({checkpoint})" in caplog.text
+    assert not unfinished.exists()
+    whole = outputs(name, folder / "whole")
+    for argument, path in outputs(name, folder / "killed").items():
+        assert io.sha256(path) == io.sha256(whole[argument]), argument
