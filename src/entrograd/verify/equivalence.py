@@ -1,6 +1,7 @@
 r"""Whether two answers are the same, as far as spelling and exact arithmetic can tell.
 
-A canonical form settles plain numbers and words; what it leaves open is for symbolic comparison
+A canonical form settles plain numbers and words, values at a point settle most expressions that
+differ (entrograd.verify.values); what is left open is for symbolic comparison
 (entrograd.verify.worker). Nothing here is evaluated: numbers are read by fullmatch, as fractions.
 """
 
@@ -14,6 +15,7 @@ from fractions import Fraction
 from entrograd.verify.extract import MAX_ANSWER, trim
 from entrograd.verify.numbers import label, read_number
 from entrograd.verify.units import Unit, parse_unit
+from entrograd.verify.values import Values, apart, read_values
 
 # Symbolic comparison rounds decimals at the sixth place. What lies further apart than that, or than
 # this share of the accepted number, is settled here: 1.4e-10 is not 2e-10.
@@ -59,6 +61,7 @@ _FUNCTIONS = set(
     re.findall("[a-z]+", "frac sqrt cdot times sin cos tan cot sec csc log ln exp pi theta alpha")
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)")
+_LONE_BRACES = re.compile(r"(?<=[\^_]) ?\{ ?([A-Za-z0-9]) ?\}(?![A-Za-z0-9])")
 # Not e, i and d; nor C and P, which count combinations, and E, the power of ten.
 _UNKNOWN = re.compile(r"(?<![A-Za-z])[abcf-hj-zABDF-OQ-Z](?![A-Za-z])")
 _BARE_CHOICE = re.compile(r"\(?([A-Z])\)?")
@@ -138,10 +141,12 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
     """Whether `answer` is `gold`; None where only symbolic comparison can tell.
 
     Units are compared where both answers have one. Decimals that differ by less than rounding, a
-    percentage beside a plain number, and everything that is not a number or a word stay open.
+    percentage beside a plain number, and what is not a number or a word stay open, unless the
+    values of the two show that they differ.
     """
     if gold.symbol and answer.symbol and gold.symbol != answer.symbol:
-        return None if gold.number is None or answer.number is None else False
+        both = gold.number is not None and answer.number is not None
+        return False if both else _parted(gold, answer)
     if gold.choice and answer.choice and {gold.choice, answer.choice} & {gold.key, answer.key}:
         return gold.choice == answer.choice
     value = answer
@@ -164,7 +169,24 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
             return False
     if (gold.word or gold.number is not None) and (answer.word or answer.number is not None):
         return False
-    return None
+    return _parted(gold, answer) if scale else None
+
+
+def _parted(gold: Canonical, answer: Canonical) -> bool | None:
+    """False where their values show that they differ, else None."""
+    one, other = _values(gold), _values(answer)
+    return False if one and other and apart(one, other) else None
+
+
+def _values(answer: Canonical) -> Values | None:
+    if answer.number is None or answer.symbol:
+        return read_values(answer.latex)
+    if answer.percent or (isinstance(answer.unit, str) and answer.unit.startswith("base")):
+        return None
+    try:
+        return Values((complex(answer.number),))
+    except OverflowError:
+        return None
 
 
 def _same_number(gold: Fraction, answer: Fraction) -> bool | None:
@@ -231,7 +253,8 @@ def _unwrapped(latex: str) -> str:
 
 
 def _key(spelled: str) -> str:
-    """A space matters only between two letters or digits: "1 2" is not "12"."""
+    """A space matters only between two letters or digits: "1 2" is not "12". x^{2} is x^2."""
+    spelled = _LONE_BRACES.sub(r"\1", spelled)
     return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", spelled)
 
 

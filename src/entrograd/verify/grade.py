@@ -90,25 +90,27 @@ class Grader:
     def compare(self, questions: Sequence[tuple[Sequence[str], str]]) -> list[Outcome]:
         """Whether each answer is one of its accepted ones: (accepted answers, answer) -> an
         outcome, `done` with True or False, `timeout` or `error` where that stayed unknown."""
-        verdicts = [
-            [_verdict(canonical(gold), canonical(answer)) for gold in accepted]
-            for accepted, answer in questions
-        ]
+        asked = [(tuple(accepted), answer) for accepted, answer in questions]
+        verdicts = {
+            (accepted, answer): [_verdict(canonical(gold), canonical(answer)) for gold in accepted]
+            for accepted, answer in dict.fromkeys(asked)
+        }
         compared = self._symbolic(
             dict.fromkeys(
                 verdict
-                for row in verdicts
+                for row in verdicts.values()
                 if True not in row  # an open pair cannot change it
                 for verdict in row
                 if isinstance(verdict, tuple)
             )
         )
-        return [
-            _any(compared[verdict] if isinstance(verdict, tuple) else verdict for verdict in row)
-            if True not in row
-            else Outcome("done", True)
-            for row in verdicts
-        ]
+        outcomes = {
+            question: Outcome("done", True)
+            if True in row
+            else _any(compared[v] if isinstance(v, tuple) else v for v in row)
+            for question, row in verdicts.items()
+        }
+        return [outcomes[question] for question in asked]
 
     def _symbolic(self, pairs: Iterable[_Pair]) -> dict[_Pair, Outcome]:
         """The outcome of each pair, by the worker processes unless it is remembered."""

@@ -10,13 +10,12 @@ import cmath
 import contextlib
 import functools
 import logging
-import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from entrograd.executor import serve
+from entrograd.verify.latex import point
 from entrograd.verify.numbers import read_number
-
-_NEAR = 1e-5  # of the larger: as far as decimals may be rounded (entrograd.verify.equivalence)
+from entrograd.verify.values import Values, apart
 
 
 @functools.cache
@@ -42,32 +41,26 @@ def _parser() -> Any:
     )
 
 
-class _Side(NamedTuple):
-    """The value of an answer that is a plain expression, or of an equation's last side, where every
-    unknown is a number that its name decides; None where there is none."""
-
-    equation: bool
-    value: complex | None
-
-
 @functools.lru_cache(maxsize=2048)
 def _parsed(latex: str) -> list[Any]:
     return _parser()(f"\\boxed{{{latex}}}")
 
 
 @functools.lru_cache(maxsize=8192)
-def _side(latex: str) -> _Side:
-    """Plain numbers need no parser."""
+def _values(latex: str) -> Values | None:
+    """The value of an answer that is an expression, or of an equation's last side. Plain numbers
+    need no parser."""
     from math_verify.grader import is_equation, take_last_relation
 
     number = read_number(latex)
     if number is not None and number.unit is None and not number.percent:
         with contextlib.suppress(OverflowError):
-            return _Side(False, complex(number.value))
+            return Values((complex(number.value),))
     found = _parsed(latex)
     equation = bool(found) and is_equation(found[0])
     side = take_last_relation(found[0]).rhs if equation else found[0] if found else None
-    return _Side(equation, _value(side))
+    value = _value(side)
+    return None if value is None else Values((value,), (latex,) if equation else ())
 
 
 def _value(expression: Any) -> complex | None:
@@ -82,19 +75,10 @@ def _value(expression: Any) -> complex | None:
     if unknowns and all(argument.is_Symbol for argument in expression.args):
         return None  # a product of letters may be a word
     try:
-        point = {u: 1 + zlib.crc32(str(u).encode("utf-8", "replace")) / 2**32 for u in unknowns}
-        value = complex(sympy.N(expression.subs(point), 15, maxn=60))
+        value = complex(sympy.N(expression.subs({u: point(str(u)) for u in unknowns}), 15, maxn=60))
     except Exception:
         return None
     return value if cmath.isfinite(value) else None
-
-
-def _differ(one: _Side, other: _Side) -> bool:
-    """Whether their values show that they are different."""
-    a, b = one.value, other.value
-    if a is None or b is None or (one.equation and other.equation):
-        return False  # two equations may be equal though their sides differ
-    return abs(a - b) > _NEAR * max(abs(a), abs(b))
 
 
 def symbolically_equal(gold: str, answer: str) -> bool:
@@ -104,7 +88,8 @@ def symbolically_equal(gold: str, answer: str) -> bool:
     """
     from math_verify import verify
 
-    return not _differ(_side(gold), _side(answer)) and bool(
+    one, other = _values(gold), _values(answer)
+    return not (one and other and apart(one, other)) and bool(
         verify(
             _parsed(gold),
             _parsed(answer),
