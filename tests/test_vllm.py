@@ -9,6 +9,8 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -307,3 +309,53 @@ def test_online_steps_sample_from_the_weights_just_trained(
     assert max(gaps[: 8 * 16]) < GAP
     assert (max(gaps[8 * 16 :]) < GAP) != overlap
     assert io.provenance(rounds)["engine"] == engine
+
+
+HOLD = """
+import sys
+import time
+from pathlib import Path
+
+from entrograd.params import RolloutParams, check
+from entrograd.rollout.engines import open_engine
+
+if __name__ == "__main__":
+    block = {"engine": sys.argv[1], "dtype": "float32", "vllm": {"kv_cache_gib": 0.25}}
+    engine = open_engine(check(RolloutParams, block, ""), Path(sys.argv[2]))
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm_server"])
+def test_nothing_outlives_a_killed_process(engine: str, folder: Path, tmp_path: Path) -> None:
+    """SIGKILL gives nobody a chance to clean up: vLLM's processes see it themselves."""
+    (tmp_path / "hold.py").write_text(HOLD)
+    words = [sys.executable, str(tmp_path / "hold.py"), engine, str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        started = descendants(process.pid)
+        assert len(started) >= 2  # its engine and a worker at least
+        process.kill()
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in started if runs(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below one, as Linux lists them."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -7,6 +7,9 @@ log-probabilities of a prompt are the model's), its completions are a function o
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +19,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 
+from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, policy_version
 from entrograd.params import RolloutParams, Sampling, check
 from entrograd.rollout import vllm_server
 from entrograd.rollout.engine import EngineError, Request
+from entrograd.rollout.engines import check_processes
 from entrograd.rollout.vllm_base import request_seed
 from entrograd.rollout.vllm_server import VllmServer
 from entrograd.rollout.vllm_settings import flags_of
@@ -41,6 +48,7 @@ class Server:
         self.raw = False  # vLLM's default: log-probabilities before the temperature
         self.before: Callable[[Handler], bool] = answer_all
         self.http: ThreadingHTTPServer | None = None
+        self.engines: list[VllmServer] = []  # that talk to it
         self.start()
 
     def start(self) -> None:
@@ -139,6 +147,8 @@ def server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
     monkeypatch.setattr(vllm_server, "FIRST_WAIT", 0.02)
     running = Server(tiny_model)
     yield running
+    for engine in running.engines:
+        engine.close()
     running.stop()
 
 
@@ -152,10 +162,21 @@ def requests(count: int) -> list[Request]:
     return [Request(f"p{i // 2}", i % 2, (6, 7, 4 + i // 2)) for i in range(count)]
 
 
-def open_server(server: Server, tiny_model: Path, **vllm: Any) -> VllmServer:
-    engine = VllmServer(params(server, **vllm), tiny_model, None)
+def open_server(
+    server: Server, tiny_model: Path, work: Path | None = None, **vllm: Any
+) -> VllmServer:
+    engine = VllmServer(params(server, **vllm), tiny_model, None, work)
+    server.engines.append(engine)
     server.drawn.clear()
     return engine
+
+
+def moved(folder: Path, factor: float) -> Any:
+    """The model in `folder` with other weights."""
+    model = load_model(folder, "float32", "cpu")
+    with torch.no_grad():
+        model.model.norm.weight.mul_(factor)
+    return model
 
 
 def test_completions_come_back_in_order(server: Server, tiny_model: Path) -> None:
@@ -213,9 +234,7 @@ def test_a_server_lost_mid_batch_returns_with_the_current_weights(
 ) -> None:
     """It comes back with the weights it started with: they are replaced before it is asked."""
     engine = open_server(server, tiny_model)
-    trained = load_model(tiny_model, "float32", "cpu")
-    with torch.no_grad():
-        trained.model.norm.weight.mul_(1.5)
+    trained = moved(tiny_model, 1.5)
     engine.update_weights(trained)
     assert engine.policy_version == policy_version(trained) == server.version
     assert server.loads == 1
@@ -262,9 +281,7 @@ def test_a_server_that_stays_away_is_an_error(server: Server, tiny_model: Path) 
 
 def test_weights_that_do_not_arrive_are_an_error(server: Server, tiny_model: Path) -> None:
     engine = open_server(server, tiny_model)
-    trained = load_model(tiny_model, "float32", "cpu")
-    with torch.no_grad():
-        trained.model.norm.weight.mul_(1.5)
+    trained = moved(tiny_model, 1.5)
 
     def before(handler: Handler) -> bool:
         if handler.path != "/collective_rpc":
@@ -308,15 +325,111 @@ def test_what_the_server_refuses_is_not_tried_again(server: Server, tiny_model: 
 
 def test_written_weights_are_removed(server: Server, tiny_model: Path, tmp_path: Path) -> None:
     engine = open_server(server, tiny_model, weights_folder=str(tmp_path / "weights"))
-    trained = load_model(tiny_model, "float32", "cpu")
-    for _ in range(3):
-        with torch.no_grad():
-            trained.model.norm.weight.mul_(1.1)
-        engine.update_weights(trained)
+    for factor in (1.1, 1.2, 1.3):
+        engine.update_weights(moved(tiny_model, factor))
         (scratch,) = (tmp_path / "weights").iterdir()
         assert len(list(scratch.iterdir())) == 1  # the current ones, for a server that returns
     engine.close()
     assert not list((tmp_path / "weights").iterdir())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_run_removes_the_weights_that_its_killed_predecessor_left(
+    shared: bool, server: Server, tiny_model: Path, tmp_path: Path
+) -> None:
+    """They lie in the run's own folder, or in one of its name where the server reads."""
+    work = tmp_path / "train_online-1a2b"
+    vllm = {"weights_folder": str(tmp_path / "shared")} if shared else {}
+    scratch = (
+        tmp_path / "shared/entrograd-weights-train_online-1a2b" if shared else work / "weights"
+    )
+    (scratch / "000007-killed").mkdir(parents=True)
+    engine = open_server(server, tiny_model, work, **vllm)
+    trained = moved(tiny_model, 1.1)
+    engine.update_weights(trained)
+    assert [path.name for path in scratch.iterdir()] == [f"000001-{policy_version(trained)}"]
+    engine.close()
+    assert not scratch.exists()
+
+
+class TestSeveralProcesses:
+    """Of those that train, the first gives the server its weights; each draws its share."""
+
+    def test_the_others_wait_for_the_weights(self, server: Server, tiny_model: Path) -> None:
+        first, trained = open_server(server, tiny_model), moved(tiny_model, 1.5)
+        follower = VllmServer(params(server), tiny_model, moved(tiny_model, 1.0), follows=True)
+        server.engines.append(follower)
+        assert server.loads == 0
+        waiting = threading.Thread(target=follower.update_weights, args=(trained,), daemon=True)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        first.update_weights(trained)
+        waiting.join(30)
+        assert not waiting.is_alive()
+        assert (server.loads, server.version) == (1, policy_version(trained))
+        asked = requests(6)
+        assert follower.generate(asked, SAMPLING, 1) == first.generate(asked, SAMPLING, 1)
+
+    def test_weights_that_never_come_are_an_error(self, server: Server, tiny_model: Path) -> None:
+        open_server(server, tiny_model)
+        chosen = params(server, start_seconds=0.2)
+        with pytest.raises(EngineError, match=r"which the first process should have given it"):
+            VllmServer(chosen, tiny_model, moved(tiny_model, 1.5), follows=True)
+
+    @pytest.mark.parametrize("engine", ["vllm", "vllm_server"])
+    def test_an_engine_a_process_is_refused_and_why(self, engine: str) -> None:
+        chosen = check(RolloutParams, {"engine": engine}, "")
+        check_processes(chosen, 1)
+        with pytest.raises(InputError, match=r"on the same GPUs; start one server for all.*url"):
+            check_processes(chosen, 2)
+        check_processes(check(RolloutParams, {"engine": "transformers"}, ""), 2)
+
+    def test_two_train_as_one(self, server: Server, tiny_model: Path, tmp_path: Path) -> None:
+        """Through `accelerate launch`; the tables and the curves are equal."""
+        launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu"]
+        launcher += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        chosen = yaml.safe_load((ROOT / "params.yaml").read_text())
+        chosen["rollout"].update(engine="vllm_server", group_size=8, dtype="float32")
+        chosen["rollout"]["vllm"] = {"url": f"http://127.0.0.1:{server.port}"}
+        chosen["rollout"]["sampling"].update(max_new_tokens=3)
+        chosen["train_online"].update(
+            steps=3, prompts_per_step=4, dtype="float32", optimizer={"lr": 0.001}
+        )
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(chosen))
+        rows = [
+            {
+                "prompt_id": f"id{i}",
+                "source": "s",
+                "split": "train",
+                "problem": f"{i}",
+                "answers": list("0123456789"),
+                "prompt_text": f"{i} = ",
+            }
+            for i in range(8)
+        ]
+        io.write_table(tmp_path / "prompts.parquet", rows, "prompts")
+        for name, command in {"one": [sys.executable], "two": launcher}.items():
+            words = [*command, str(ROOT / "stages/train_online.py"), "--model", str(tiny_model)]
+            words += ["--reward-heads", "", "--timings", "", "--prompts", "prompts.parquet"]
+            words += ["--out", f"{name}/model", "--rounds", f"{name}/rounds"]
+            words += ["--curve", f"{name}/curve.csv", "--work", f"work-{name}"]
+            server.loads, server.version = 0, "default"
+            done = subprocess.run(
+                words,
+                cwd=tmp_path,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert server.loads == 4  # the first weights and three updates, whoever trains
+        one, two = (io.read_table(tmp_path / n / "rounds", "annotated") for n in ("one", "two"))
+        for column in ("prompt_id", "sample_index", "completion_ids", "reward"):
+            assert one[column].to_pylist() == two[column].to_pylist()
+        assert len(set(two["policy_version"].to_pylist())) > 1
 
 
 @pytest.mark.parametrize(

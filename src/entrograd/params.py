@@ -196,11 +196,11 @@ class VllmParams(Section):
     `kv_cache_gib`: memory of the key-value cache; null: what `gpu_memory_utilization` leaves on a
     GPU, 2 on a CPU. `enforce_eager`, `sleep` (weights leave the GPU between rounds): null decides
     by the hardware. `weights`: how new weights reach the engine: `folder` (written to
-    `weights_folder`, which a server must see too; null: a temporary one), `ipc` (shared GPU memory,
-    in process, one GPU), `nccl`; auto: ipc where it works, else folder. `max_gap`: after each
-    update the mean difference, in nats, between the engine's and the trainer's log-probabilities of
-    a fixed text may not exceed it; null: 0.001 in float32, 0.15 in bfloat16. `retries`: attempts in
-    a row, without any progress, before a lost engine is an error.
+    `weights_folder`, which a server must see too; null: the run's resume folder), `ipc` (shared GPU
+    memory, in process, one GPU), `nccl`; auto: ipc where it works, else folder. `max_gap`: after
+    each update the mean difference, in nats, between the engine's and the trainer's
+    log-probabilities of a fixed text may not exceed it; null: 0.001 in float32, 0.15 in bfloat16.
+    `retries`: attempts in a row, without any progress, before a lost engine is an error.
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None

@@ -41,7 +41,10 @@ class VllmEngine(ABC):
 
     policy_version: str
 
-    def __init__(self, params: RolloutParams, folder: Path, policy: Any | None) -> None:
+    def __init__(
+        self, params: RolloutParams, folder: Path, policy: Any | None, work: Path | None = None
+    ) -> None:
+        self.work = work  # a folder of this run's own, for the weights on their way
         self.params, self.folder, self.tokenizer = params, folder, load_tokenizer(folder)
         self.max_gap = params.vllm.max_gap or MAX_GAP[engine_dtype(params)]
         self._scratch: Path | None = None
@@ -117,17 +120,27 @@ class VllmEngine(ABC):
             )
             self._sender.send_weights()
             return
-        parent = self.params.vllm.weights_folder
-        if self._scratch is None:
-            if parent:
-                Path(parent).mkdir(parents=True, exist_ok=True)
-            self._scratch = Path(tempfile.mkdtemp(prefix="entrograd-weights-", dir=parent))
+        self._scratch = self._scratch or self._make_scratch()
         before, self._updates = self._latest, self._updates + 1
         self._latest = self._scratch.absolute() / f"{self._updates:06d}-{self.policy_version}"
         self._model.save_pretrained(self._latest)
         self._reload()
         if before.parent == self._latest.parent:
             shutil.rmtree(before, ignore_errors=True)
+
+    def _make_scratch(self) -> Path:
+        """A folder for weights. In a run that goes on, what its killed predecessor left there is
+        removed; without a run's own folder it is a temporary one."""
+        parent = self.params.vllm.weights_folder
+        if self.work is None:
+            if parent:
+                Path(parent).mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix="entrograd-weights-", dir=parent))
+        name = f"entrograd-weights-{self.work.name}"
+        folder = Path(parent) / name if parent else self.work / "weights"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
 
     def _reload(self) -> None:
         """Have every worker read the weights in `_latest`."""

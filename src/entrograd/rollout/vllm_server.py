@@ -3,7 +3,8 @@
 At `rollout.vllm.url`, or started here on loopback. Each completion is a request of its own and
 comes back with the name of the weights that drew it. Where the server goes away, what has come
 back is kept; it is waited for (and, if it is ours, started again), given the current weights, and
-asked for the rest: nothing is lost, and nothing is taken twice.
+asked for the rest: nothing is lost, and nothing is taken twice. Of several training processes one
+gives the server its weights, and the others wait for them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,15 @@ class VllmServer(VllmEngine):
 
     _child: ManagedServer | None = None
 
-    def __init__(self, params: RolloutParams, folder: Path, policy: Any | None) -> None:
+    def __init__(
+        self,
+        params: RolloutParams,
+        folder: Path,
+        policy: Any | None,
+        work: Path | None = None,
+        follows: bool = False,
+    ) -> None:
+        self.follows = follows  # another process replaces the weights
         self._http = requests.Session()
         self._http.trust_env = params.vllm.url is not None  # no proxy between us and loopback
         adapter = HTTPAdapter(pool_maxsize=params.vllm.concurrency)
@@ -56,7 +65,7 @@ class VllmServer(VllmEngine):
             self._http.mount(scheme, adapter)
         if key := os.environ.get("VLLM_API_KEY"):
             self._http.headers["Authorization"] = f"Bearer {key}"
-        super().__init__(params, folder, policy)
+        super().__init__(params, folder, policy, work)
         if params.vllm.url:
             self._check_logprobs(policy or load_model(folder, params.dtype, "cpu"))
 
@@ -144,9 +153,24 @@ class VllmServer(VllmEngine):
         """The server reached again, and with the current weights."""
         self._revive()
         if self._call("weight_info", None)["weight_version"] != self.policy_version:
+            if self.follows:
+                raise ServerLostError("it has not got its weights back")
             if self._sender is None and self._updates:
                 self._reload()
             self._restore()
+
+    def _send(self) -> None:
+        if not self.follows:
+            return super()._send()
+        deadline = time.monotonic() + self.params.vllm.start_seconds
+        while (found := self._surely("weight_info", None)["weight_version"]) != self.policy_version:
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"{self._name()}: has weights {found}, not {self.policy_version}, which the "
+                    "first process should have given it"
+                )
+            time.sleep(0.05)
+        return None
 
     def _revive(self) -> None:
         """Start our own server again where it has ended: on the weights given last."""
@@ -189,6 +213,8 @@ class VllmServer(VllmEngine):
         self._surely("collective_rpc", {"method": method, "kwargs": arguments})
 
     def _label(self, version: str) -> None:
+        if self.follows:
+            return
         self._surely("reset_prefix_cache", {})
         self._surely("update_weight_version", {"new_version": version})
 
@@ -234,7 +260,7 @@ class VllmServer(VllmEngine):
         except requests.JSONDecodeError:
             raise ServerLostError(f"an answer that is not JSON at /{path}") from None
 
-    def _surely(self, path: str, body: Mapping[str, Any]) -> Any:
+    def _surely(self, path: str, body: Mapping[str, Any] | None) -> Any:
         """`_call`, with retries: for what may be done twice."""
         for wait in self._attempts():
             try:

@@ -12,6 +12,7 @@ import torch
 from entrograd.errors import InputError
 from entrograd.models.load import resolve_device, resolve_dtype
 from entrograd.params import RolloutParams
+from entrograd.rollout.vllm_worker import PARENT
 
 WORKER = "entrograd.rollout.vllm_worker.WorkerExtension"
 
@@ -77,8 +78,10 @@ def flags_of(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def environment(params: RolloutParams) -> dict[str, str]:
-    """Environment of vLLM's processes: no usage statistics, no hub, all cores of a CPU."""
+    """Environment of vLLM's processes: no usage statistics, no hub, all cores of a CPU, and whom
+    they belong to."""
     wanted = {
+        PARENT: str(os.getpid()),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
@@ -92,7 +95,7 @@ def environment(params: RolloutParams) -> dict[str, str]:
         wanted["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler is compiled at the first call
     if transfer(params) == "ipc":
         wanted["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory are pickles
-    forced = {"VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"}
+    forced = {PARENT, "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"}
     return {k: v if k in forced else os.environ.get(k, v) for k, v in wanted.items()}
 
 

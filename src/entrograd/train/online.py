@@ -13,7 +13,7 @@ from entrograd.methods import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.params import Params
 from entrograd.progress import progress
-from entrograd.rollout.engines import open_engine
+from entrograd.rollout.engines import check_processes, open_engine
 from entrograd.rollout.rollout import training_prompts
 from entrograd.train.ahead import Ahead
 from entrograd.train.batch import examples
@@ -53,6 +53,7 @@ def train_online(
     per_round = online.updates_per_round
     updates = online.steps * per_round
     processes = connect(online.device)
+    check_processes(params.rollout, processes.count)
     policy = Policy(
         model, online.dtype, online.device, online.optimizer, updates, online.lora, online.seed
     )
@@ -83,7 +84,9 @@ def train_online(
     with (
         progress(online.steps, "steps", "train_online", policy.optimizer.done // per_round) as bar,
         Grader(params.annotate.grader) as grader,
-        closing(open_engine(params.rollout, model, policy.sampler())) as engine,
+        closing(
+            open_engine(params.rollout, model, policy.sampler(), resume, processes.rank)
+        ) as engine,
         ExitStack() as running,
     ):
         drawer = RoundDrawer(
@@ -104,6 +107,7 @@ def train_online(
             running.callback(ahead.close)
         if policy.optimizer.done:  # it may have started with the weights in `model`
             engine.update_weights(policy.sampler())
+            processes.wait()
         drawn: Round | None = None
         for update in range(policy.optimizer.done, updates):
             number, part = divmod(update, per_round)
@@ -152,6 +156,7 @@ def train_online(
                 if ahead:
                     ahead.finish()
                 engine.update_weights(policy.sampler())
+                processes.wait()
                 state.curve.append({"step": number + 1, **drawn.measured, **measured})
                 reward = drawn.measured["reward_mean"]
                 bar.advance(1, f"reward {reward:.3f}, loss {measured['loss']:.4f}")
