@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +32,18 @@ def requests(count: int, samples: int = 2, seed: int = 0) -> list[Request]:
         (6, 7, 4, *[rng.randrange(3, 80) for _ in range(rng.randrange(1, 6))]) for _ in range(count)
     ]
     return [Request(f"p{i}", s, prompts[i]) for i in range(count) for s in range(samples)]
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model, SmolLM2-135M-Instruct: models/base, or where that is absent made anew."""
+    made = ROOT / "models/base"
+    if (made / "config.json").exists():
+        return made
+    out = tmp_path_factory.mktemp("base") / "model"
+    words = [sys.executable, "stages/base_model.py", "--out", str(out), "--timings", ""]
+    subprocess.run([*words, "--work", str(out.parent / "work")], cwd=ROOT, check=True)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +125,26 @@ class TestEngine:
             ids = torch.tensor([request.prompt_ids])
             want = engine.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+            )
+            assert list(completion.completion_ids) == want[0, ids.shape[1] :].tolist()
+
+    def test_greedy_equals_generate_on_the_default_model(self, base_model: Path) -> None:
+        """Token for token in float32; prompts of several lengths in one batch."""
+        model, tokenizer = load_model(base_model, "float32", "cpu"), load_tokenizer(base_model)
+        texts = [
+            "The capital of France is",
+            "7 + 5 = 12\n9 - 4 =",
+            "def fibonacci(n):\n",
+            "Once upon a time there was a fox who",
+        ]
+        asked = [Request(text, 0, tuple(tokenizer.encode(text))) for text in texts]
+        drawn = TransformersEngine(model, tokenizer, 4096).generate(
+            asked, Sampling(temperature=0.0, max_new_tokens=32), 0
+        )
+        for request, completion in zip(asked, drawn, strict=True):
+            ids = torch.tensor([request.prompt_ids])
+            want = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False
             )
             assert list(completion.completion_ids) == want[0, ids.shape[1] :].tolist()
 

@@ -311,6 +311,13 @@ def test_online_steps_sample_from_the_weights_just_trained(
     assert io.provenance(rounds)["engine"] == engine
 
 
+@pytest.mark.parametrize("engine", [InProcessVllm, VllmServer])
+def test_too_little_memory_is_an_error_that_names_the_setting(engine: Any, folder: Path) -> None:
+    name = "vllm" if engine is InProcessVllm else "vllm_server"
+    with pytest.raises(EngineError, match=r"does not start: .*rollout\.vllm\.kv_cache_gib"):
+        engine(params(name, kv_cache_gib=1e-5), folder, None)
+
+
 HOLD = """
 import sys
 import time
