@@ -11,12 +11,12 @@ import torch
 from shard_work import dying_annotate, dying_rollout, worker
 from test_rollout import prompts_table
 
-from entrograd import io
+from entrograd import io, shards
 from entrograd.annotate import annotate as annotate_module
 from entrograd.annotate import completions
 from entrograd.annotate.annotate import annotate
 from entrograd.errors import InputError, Unfinished
-from entrograd.params import AnnotateParams, Executor, RolloutParams, Sampling, check
+from entrograd.params import AnnotateParams, Executor, Head, RolloutParams, Sampling, check
 from entrograd.rollout import rollout as rollout_module
 from entrograd.rollout.rollout import rollout
 from entrograd.shards import chosen_shards, map_shards
@@ -62,6 +62,14 @@ class TestMap:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         executor = Executor(kind="ray", address=address)
         with pytest.raises(InputError, match=f"no cluster at {address}.*ray start --head"):
+            list(map_shards(executor, worker, (tmp_path, -1, 0), [0]))
+
+    def test_a_machine_without_the_inputs_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shards.Path, "cwd", lambda: tmp_path / "elsewhere")
+        executor = Executor(kind="ray", workers=1)
+        with pytest.raises(InputError, match=r"has no folder .*/elsewhere; mount the inputs"):
             list(map_shards(executor, worker, (tmp_path, -1, 0), [0]))
 
     def test_an_address_is_rays(self) -> None:
@@ -122,7 +130,8 @@ class TestRollout:
 
 
 class TestAnnotate:
-    """Rows of seven prompts in one file, two groups a shard."""
+    """Rows of seven prompts in one file, two groups a shard; in the current folder with a head of
+    the user's own beside them."""
 
     @pytest.fixture(autouse=True)
     def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +156,12 @@ class TestAnnotate:
         work = folder / f"work-{name}"
         work.mkdir(exist_ok=True)
         annotate(
-            AnnotateParams(dtype="float32", device="cpu", executor=check(Executor, executor, "x")),
+            AnnotateParams(
+                dtype="float32",
+                device="cpu",
+                heads={"own": Head(function="own_head:rate")} if folder == Path() else {},
+                executor=check(Executor, executor, "x"),
+            ),
             prompts,
             rollouts,
             model,
@@ -164,12 +178,14 @@ class TestAnnotate:
     def test_the_bytes_do_not_depend_on_the_executor_nor_on_a_killed_worker(
         self, kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        want = self.run(tiny_model, tmp_path, "inline")
+        (tmp_path / "own_head.py").write_text("def rate(text):\n    return len(text) % 2\n")
+        monkeypatch.chdir(tmp_path)
+        want = self.run(tiny_model, Path(), "inline")
+        assert len(want) == 4
         monkeypatch.setenv("ENTROGRAD_TEST_MARK", str(tmp_path / "died"))
         monkeypatch.setattr(annotate_module, "shard_worker", dying_annotate)
-        assert self.run(tiny_model, tmp_path, kind, kind=kind) == want
+        assert self.run(tiny_model, Path(), kind, kind=kind) == want
         assert (tmp_path / "died").exists()
-        assert len(want) == 4
         assert len(io.shard_files(tmp_path / kind / "annotated")) == 4
 
     def test_parts_run_alone_and_the_last_assembles(self, tiny_model: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from entrograd.errors import InputError
@@ -135,18 +136,27 @@ def _in_process(open_worker: OpenWorker, arguments: tuple[Any, ...], shard: int)
 
 
 class _RayWorker:
-    """An actor: opens its worker at the first shard."""
+    """An actor: opens its worker at the first shard, in the folder `folder`."""
 
-    def __init__(self, open_worker: OpenWorker, arguments: tuple[Any, ...], threads: int) -> None:
+    def __init__(
+        self, open_worker: OpenWorker, arguments: tuple[Any, ...], threads: int, folder: Path
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        self.folder = folder
         self.open_worker, self.arguments = open_worker, arguments
         self.stack = ExitStack()
         self.work: Callable[[int], Any] | None = None
 
     def run(self, shard: int) -> Any:
         if self.work is None:
+            if not self.folder.is_dir():
+                raise InputError(
+                    f"executor ray: {socket.gethostname()} has no folder {self.folder}; mount the "
+                    "inputs there, at the same path as here"
+                )
+            os.chdir(self.folder)  # relative paths, and modules beside params.yaml
             self.work = self.stack.enter_context(self.open_worker(*self.arguments))
         return self.work(shard)
 
@@ -162,14 +172,14 @@ def _ray(
 ) -> Iterator[tuple[int, Any]]:
     with _cluster(executor) as ray:
         remote = ray.remote(num_cpus=executor.cpus, num_gpus=executor.gpus)(_RayWorker)
-        waiting, deaths = deque(shards), Counter[int]()
+        waiting, deaths, folder = deque(shards), Counter[int](), Path.cwd()
         idle: deque[Any] = deque()
         running: dict[Any, tuple[int, Any]] = {}
         started = 0
         while waiting or running:
             while waiting and len(running) < executor.workers:
                 if not idle:
-                    idle.append(remote.remote(open_worker, arguments, _threads()))
+                    idle.append(remote.remote(open_worker, arguments, _threads(), folder))
                     started += 1
                 worker, shard = idle.popleft(), waiting.popleft()
                 running[worker.run.remote(shard)] = shard, worker
