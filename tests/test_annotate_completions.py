@@ -419,14 +419,15 @@ class TestReaders:
     def test_datasets(self, table: Path, expected: float, tmp_path: Path) -> None:
         from datasets import load_dataset
 
-        files = str(table / "*.parquet")
-        data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+        cache = str(tmp_path)
+        data = load_dataset("parquet", data_dir=str(table), split="train", cache_dir=cache)
+        assert data.num_rows == load_dataset(str(table), split="train", cache_dir=cache).num_rows
         values = [v for row in data if row["reward"] > 0 for v in row["entropies"]]
         assert sum(values) / len(values) == pytest.approx(expected)
         groups = load_dataset(
             "parquet",
             data_files=str(table.parent / "groups.parquet"),
             split="train",
-            cache_dir=str(tmp_path),
+            cache_dir=cache,
         )
         assert groups["kernel_language_entropy"][:] == pytest.approx([0.6931472] * 2)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from entrograd import schemas
 from entrograd.errors import InputError
 
-MANIFEST = "manifest.json"
+MANIFEST = ".manifest.json"  # hidden: `datasets` and pyarrow open a folder of shards as it is
 
 
 # --- atomic writes ---------------------------------------------------------------------------

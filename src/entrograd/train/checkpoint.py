@@ -37,6 +37,7 @@ from entrograd.train.optimizer import Optimizer
 
 log = logging.getLogger("entrograd")
 
+MANIFEST = "manifest.json"
 # Bytes a second that a disk takes at least: what the first checkpoint is expected to cost.
 SLOW_DISK = 3e8
 
@@ -129,7 +130,7 @@ class Checkpoints:
                     file.name: {"bytes": file.stat().st_size, "sha256": io.sha256(file)}
                     for file in sorted(folder.iterdir())
                 }
-                io.write_json(folder / io.MANIFEST, {"origin": self.origin, "files": files})
+                io.write_json(folder / MANIFEST, {"origin": self.origin, "files": files})
         except SafetensorError as error:
             raise InputError(f"{path}: cannot be written: {error}; {self._last_words()}") from None
         except InputError as error:
@@ -201,10 +202,10 @@ class Checkpoints:
 
     def _checked(self, path: Path) -> dict[str, Any]:
         try:
-            manifest: dict[str, Any] = io.read_json(path / io.MANIFEST)
+            manifest: dict[str, Any] = io.read_json(path / MANIFEST)
             files = manifest["files"]
         except (InputError, KeyError, TypeError):
-            raise DamagedError(f"{path}: a damaged checkpoint: no whole {io.MANIFEST}") from None
+            raise DamagedError(f"{path}: a damaged checkpoint: no whole {MANIFEST}") from None
         for name, known in files.items():
             file = path / name
             size = file.stat().st_size if file.exists() else None
