@@ -18,10 +18,10 @@ import pytest
 from entrograd import io, params
 from entrograd.annotate.annotate import annotate, annotate_rows
 from entrograd.annotate.clusters import by_answer
-from entrograd.annotate.summary import check_alarms
+from entrograd.annotate.summary import check_alarms, summarise_rows
 from entrograd.errors import InputError
 from entrograd.models.load import load_model
-from entrograd.verify.grade import Grader
+from entrograd.verify.grade import STATUSES, Grader
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = params.AnnotateParams(dtype="float32", device="cpu")
@@ -313,16 +313,17 @@ class TestAlarms:
         "completions": 100,
         "mean_reward": 0.0,
         "groups_with_signal": 0.5,
+        "mean_token_entropy": 0.5,
         "status": {"ok": 0.1, "no_answer": 0.6, "truncated": 0.1, "timeout": 0.1, "error": 0.1},
     }
 
     def test_warnings(self, caplog: pytest.LogCaptureFixture) -> None:
-        check_alarms({**self.SUMMARY, "groups_with_signal": 0.0}, params.Alarms())
+        assert check_alarms({**self.SUMMARY, "groups_with_signal": 0.0}, params.Alarms()) == 4
         assert [record.getMessage().split(";")[0] for record in caplog.records] == [
-            "60.0% of completions are no_answer",
-            "10.0% of completions are timeout",
+            "60.0% of 100 completions are no_answer",
+            "10.0% of 100 completions are timeout",
+            "100.0% of groups have equal rewards (mean 0.000)",
             "10.0% of completions could not be compared (reward 0)",
-            "no group has differing rewards (mean 0.000): training on these rollouts moves nothing",
         ]
 
     @pytest.mark.parametrize("status", ["no_answer", "truncated", "timeout"])
@@ -330,6 +331,30 @@ class TestAlarms:
         alarms = params.Alarms.model_validate({f"{status}_stop": 0.05})
         with pytest.raises(InputError, match=rf"annotate.alarms.{status}_stop allows \(5.0%\)"):
             check_alarms(self.SUMMARY, alarms)
+
+    def test_a_collapsed_entropy(self, caplog: pytest.LogCaptureFixture) -> None:
+        summary = {**self.SUMMARY, "status": dict.fromkeys(STATUSES, 0.0)}
+        assert check_alarms(summary, params.Alarms()) == 0
+        summary["mean_token_entropy"] = 0.01
+        assert check_alarms(summary, params.Alarms(), "step 7") == 1
+        assert caplog.messages[0].startswith("step 7: the mean token entropy is 0.01 nats; ")
+        with pytest.raises(
+            InputError, match=r"step 7: .* less than .*entropy_stop .*\(0.02 nats\)"
+        ):
+            check_alarms(summary, params.Alarms(entropy_stop=0.02), "step 7")
+
+    def test_equal_rewards(self) -> None:
+        with pytest.raises(
+            InputError, match=r"50.0% of groups have equal .*no_signal_stop .*40.0%"
+        ):
+            check_alarms(self.SUMMARY, params.Alarms(no_signal_stop=0.4))
+
+    def test_rows_are_summed_up_as_shards_are(self, files: Files, tmp_path: Path) -> None:
+        files.run(tmp_path / "resume")
+        out = files.folder / "out"
+        rows = io.read_table(out / "annotated", "annotated").to_pylist()
+        groups = io.read_table(out / "groups.parquet", "groups").to_pylist()
+        assert summarise_rows(rows, groups) == io.read_json(out / "annotate.json")
 
     def test_the_stage_stops_before_writing(self, files: Files, tmp_path: Path) -> None:
         files.write(0, [rollout("p0", 0, "I\nam\nlost")])

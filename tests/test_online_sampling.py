@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,43 @@ class TestOnlineDynamic:
             with pytest.raises(KeyboardInterrupt):
                 self.run(params, tiny_model, tmp_path, "b")
         assert self.run(params, tiny_model, tmp_path, "b") == whole
+
+
+class TestAlarms:
+    """Each round is watched as stage annotate watches its table."""
+
+    def run(self, model: Path, folder: Path, alarms: dict[str, float]) -> list[dict[str, str]]:
+        """The curve of two steps on problems that nobody solves."""
+        row = {"source": "s", "split": "train", "answers": ["never"], "prompt_text": "= "}
+        rows = [{**row, "prompt_id": f"id{i}", "problem": f"{i}"} for i in range(2)]
+        io.write_table(folder / "prompts.parquet", rows, "prompts")
+        settings = pipeline_params(
+            rollout={"group_size": 2, "sampling": {"max_new_tokens": 2}},
+            annotate={"alarms": alarms},
+            train_online={"steps": 2, "prompts_per_step": 2},
+            method={"name": "grpo"},
+        )
+        TestOnlineDynamic().run(settings, model, folder, "a")
+        with (folder / "a.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    def test_each_round_warns_and_the_curve_counts(
+        self, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO, "entrograd"):
+            curve = self.run(tiny_model, tmp_path, {"entropy_warn": 100.0, "truncated_warn": 1.0})
+        for step in (1, 2):
+            said = [text for text in caplog.messages if text.startswith(f"step {step}: ")]
+            assert any("100.0% of groups have equal rewards (mean 0.000)" in text for text in said)
+            assert any("the mean token entropy is" in text for text in said)
+            assert float(curve[step - 1]["alarms"]) == len(said) >= 2
+            shares = [float(curve[step - 1][f"{s}_share"]) for s in ("no_answer", "truncated")]
+            assert 0 < sum(shares) <= 1
+        assert any(re.search(r"loss 0.0000, alarms [2-4]$", text) for text in caplog.messages)
+
+    def test_a_round_past_a_limit_stops_before_its_update(
+        self, tiny_model: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(InputError, match=r"step 1: 100.0% of groups .*alarms.no_signal_stop"):
+            self.run(tiny_model, tmp_path, {"no_signal_stop": 0.5})
+        assert not (tmp_path / "a").exists()

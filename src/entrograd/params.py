@@ -290,7 +290,9 @@ class Grader(Section):
 
 
 class Alarms(Section):
-    """Shares above which a stage prints a warning, and above which it stops (null: never)."""
+    """Shares above which stage annotate, and each online round, warns, and above which it stops
+    (null: never). `no_signal`: of groups whose rewards are all equal. `entropy`: the mean token
+    entropy in nats, below which it warns or stops: a policy that collapsed explores no more."""
 
     no_answer_warn: Share = 0.5
     no_answer_stop: Share | None = None
@@ -298,6 +300,10 @@ class Alarms(Section):
     truncated_stop: Share | None = None
     timeout_warn: Share = 0.01
     timeout_stop: Share | None = 0.2
+    no_signal_warn: Share = 0.99
+    no_signal_stop: Share | None = None
+    entropy_warn: Annotated[float, Field(ge=0)] = 0.02
+    entropy_stop: Annotated[float, Field(ge=0)] | None = None
 
 
 class AnswerClusters(Section):

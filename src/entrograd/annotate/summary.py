@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from entrograd import io
+from entrograd import io, schemas
 from entrograd.errors import InputError
 from entrograd.params import Alarms
 from entrograd.verify.grade import STATUSES
@@ -23,11 +24,34 @@ def summarise(annotated: Sequence[Path], groups: Sequence[Path]) -> dict[str, An
     `groups_with_signal` is the share of groups whose rewards differ; `mean_token_entropy` is over
     all tokens, `mean_semantic_entropy` (rao) over groups.
     """
+    return _summarise(
+        (io.read_table(file, "annotated") for file in annotated),
+        (io.read_table(file, "groups") for file in groups),
+    )
+
+
+def summarise_rows(
+    rows: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """`summarise` of rows in memory, at least one, and of their groups' rows."""
+    tables = (
+        pa.Table.from_pylist(
+            [{name: row[name] for name in names} for row in found],
+            schema=pa.schema([schema.field(name) for name in names]),
+        )
+        for found, names, schema in (
+            (rows, ("prompt_id", "reward", "reward_status", "entropies"), schemas.ANNOTATED),
+            (groups, ("semantic_entropy_rao",), schemas.GROUPS),
+        )
+    )
+    return _summarise([next(tables)], [next(tables)])
+
+
+def _summarise(annotated: Iterable[pa.Table], groups: Iterable[pa.Table]) -> dict[str, Any]:
     counts = dict.fromkeys(STATUSES, 0)
     completions = signal = tokens = prompts = 0
     reward = entropy = semantic = 0.0
-    for file in annotated:
-        table = io.read_table(file, "annotated")
+    for table in annotated:
         completions += table.num_rows
         reward += pc.sum(table["reward"].cast("double")).as_py() or 0.0
         for status in table["reward_status"].to_pylist():
@@ -37,8 +61,8 @@ def summarise(annotated: Sequence[Path], groups: Sequence[Path]) -> dict[str, An
         entropy += pc.sum(values.cast("double")).as_py() or 0.0
         spread = table.group_by("prompt_id").aggregate([("reward", "min"), ("reward", "max")])
         signal += pc.sum(pc.not_equal(spread["reward_min"], spread["reward_max"])).as_py() or 0
-    for file in groups:
-        column = io.read_table(file, "groups")["semantic_entropy_rao"].cast("double")
+    for table in groups:
+        column = table["semantic_entropy_rao"].cast("double")
         prompts += len(column)
         semantic += pc.sum(column).as_py() or 0.0
     return {
@@ -52,35 +76,54 @@ def summarise(annotated: Sequence[Path], groups: Sequence[Path]) -> dict[str, An
     }
 
 
-def check_alarms(summary: Mapping[str, Any], alarms: Alarms) -> None:
-    """Warn, or stop with an InputError, where a share of `summary["status"]` exceeds its limit;
-    warn of errors and where no group has a signal."""
+def check_alarms(summary: Mapping[str, Any], alarms: Alarms, where: str = "") -> int:
+    """How many alarms a summary raises: each is a warning, or, past its `_stop`, an InputError.
+
+    `where` names the round. Beside the thresholds, that some comparison failed is one.
+    """
+    place = f"{where}: " if where else ""
+    count = 0
+    for name, value, sign, text in _alarms(summary):
+        stop, warn = getattr(alarms, f"{name}_stop"), getattr(alarms, f"{name}_warn")
+        if stop is not None and sign * value > sign * stop:
+            limit = f"{stop:.1%}" if sign > 0 else f"{stop} nats"
+            raise InputError(
+                f"{place}{text}, {'more' if sign > 0 else 'less'} than annotate.alarms.{name}_stop "
+                f"allows ({limit}); {_REMEDIES[name]}"
+            )
+        if sign * value > sign * warn:
+            count += 1
+            log.warning("%s%s; %s", place, text, _REMEDIES[name])
+    if error := summary["status"]["error"]:
+        count += 1
+        log.warning(
+            "%s%.1f%% of completions could not be compared (reward 0); raise "
+            "annotate.grader.memory_mb",
+            place,
+            error * 100,
+        )
+    return count
+
+
+def _alarms(summary: Mapping[str, Any]) -> Iterator[tuple[str, float, int, str]]:
+    """Of each alarm: its name, the value it watches, 1 where that may be too large (-1: too small),
+    and the value in words."""
+    of = f"of {summary['completions']} completions are"
     for status in ("no_answer", "truncated", "timeout"):
         share = summary["status"][status]
-        stop, warn = getattr(alarms, f"{status}_stop"), getattr(alarms, f"{status}_warn")
-        if stop is not None and share > stop:
-            raise InputError(
-                f"{share:.1%} of {summary['completions']} completions are {status}, more than "
-                f"annotate.alarms.{status}_stop allows ({stop:.1%}); {_REMEDIES[status]}"
-            )
-        if share > warn:
-            log.warning("%.1f%% of completions are %s; %s", share * 100, status, _REMEDIES[status])
-    if summary["status"]["error"]:
-        log.warning(
-            "%.1f%% of completions could not be compared (reward 0); raise "
-            "annotate.grader.memory_mb",
-            summary["status"]["error"] * 100,
-        )
-    if not summary["groups_with_signal"]:
-        log.warning(
-            "no group has differing rewards (mean %.3f): training on these rollouts moves nothing; "
-            "choose harder or easier prompts, or more completions a prompt",
-            summary["mean_reward"],
-        )
+        yield status, share, 1, f"{share:.1%} {of} {status}"
+    equal = 1 - summary["groups_with_signal"]
+    mean = summary["mean_reward"]
+    yield "no_signal", equal, 1, f"{equal:.1%} of groups have equal rewards (mean {mean:.3f})"
+    entropy = summary["mean_token_entropy"]
+    yield "entropy", entropy, -1, f"the mean token entropy is {entropy:.3g} nats"
 
 
 _REMEDIES = {
     "no_answer": "read some completion_text: does the prompt ask for an answer in a known form?",
     "truncated": "raise rollout.sampling.max_new_tokens or set stop strings",
     "timeout": "raise annotate.grader.timeout_seconds, or look at the answers of these rows",
+    "no_signal": "training on these moves nothing: choose harder or easier prompts, or more "
+    "completions a prompt",
+    "entropy": "the policy explores no more: lower the learning rate, or sample hotter",
 }

@@ -11,6 +11,7 @@ import torch
 
 from entrograd.annotate.annotate import annotate_rows
 from entrograd.annotate.clusters import clusterer
+from entrograd.annotate.summary import check_alarms, summarise_rows
 from entrograd.methods.base import Recipe
 from entrograd.params import Params
 from entrograd.rollout.engine import Engine, Request
@@ -57,7 +58,7 @@ class RoundDrawer:
         carried = by_group(before.surplus) if before else []
         used = {self.places[group[0]["prompt_id"]] for group in carried}
         seen: Group = []
-        entropies: list[float] = []
+        statistics: Group = []
 
         def sample(count: int) -> list[Group]:
             own = sampled
@@ -65,7 +66,7 @@ class RoundDrawer:
                 own = self.sample(number, self.requests(self.order.take(count, used)))
             rows, groups = self._annotate(number, own)
             seen.extend(rows)
-            entropies.extend(group["semantic_entropy_rao"] for group in groups)
+            statistics.extend(groups)
             return by_group(rows)
 
         if dynamic is None:
@@ -79,7 +80,7 @@ class RoundDrawer:
             rows=batch,
             measured={
                 "reward_mean": float(np.mean([row["reward"] for row in seen or batch])),
-                "semantic_entropy": float(np.mean(entropies)) if entropies else 0.0,
+                **self._watched(number, seen, statistics),
                 **filled.measured,
             },
             order=self.order.position(),
@@ -87,6 +88,20 @@ class RoundDrawer:
             surplus=[row for group in filled.surplus for row in group],
             share=filled.share,
         )
+
+    def _watched(self, number: int, rows: Group, groups: Group) -> dict[str, float]:
+        """What the curve has of the rows that were drawn, and how many alarms they raise."""
+        watched = ("no_answer", "truncated", "timeout")
+        if not rows:  # the round before left enough
+            none = dict.fromkeys((f"{status}_share" for status in watched), 0.0)
+            return {"semantic_entropy": 0.0, **none, "alarms": 0.0}
+        summary = summarise_rows(rows, groups)
+        alarms = check_alarms(summary, self.params.annotate.alarms, f"step {number + 1}")
+        return {
+            "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in groups])),
+            **{f"{status}_share": summary["status"][status] for status in watched},
+            "alarms": float(alarms),
+        }
 
     def next_prompts(self) -> list[int]:
         """The places of a whole round's prompts."""

@@ -158,8 +158,9 @@ def train_online(
                 engine.update_weights(policy.sampler())
                 processes.wait()
                 state.curve.append({"step": number + 1, **drawn.measured, **measured})
-                reward = drawn.measured["reward_mean"]
-                bar.advance(1, f"reward {reward:.3f}, loss {measured['loss']:.4f}")
+                reward, alarms = drawn.measured["reward_mean"], drawn.measured["alarms"]
+                note = f"reward {reward:.3f}, loss {measured['loss']:.4f}"
+                bar.advance(1, f"{note}, alarms {alarms:.0f}" if alarms else note)
             state.data = {"order": order.position(), "policy_version": engine.policy_version}
             if ahead:
                 if part + 1 < per_round:  # what is being drawn is by weights that are gone
