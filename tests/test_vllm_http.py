@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -352,6 +353,58 @@ def test_a_run_removes_the_weights_that_its_killed_predecessor_left(
     assert not scratch.exists()
 
 
+class OnlineStage:
+    """stages/train_online.py on the server: three rounds of four prompts by eight completions."""
+
+    def __init__(self, server: Server, model: Path, folder: Path) -> None:
+        self.folder, self.model = folder, model
+        self.process: subprocess.Popen[str] | None = None
+        self.params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        self.params["rollout"].update(engine="vllm_server", group_size=8, dtype="float32")
+        self.params["rollout"]["vllm"] = {"url": f"http://127.0.0.1:{server.port}"}
+        self.params["rollout"]["sampling"].update(max_new_tokens=3)
+        self.params["method"] = {"name": "grpo", "grpo": {"correction": "truncated"}}
+        self.set(steps=3, prompts_per_step=4, dtype="float32", optimizer={"lr": 0.001})
+        rows = [
+            {
+                "prompt_id": f"id{i}",
+                "source": "s",
+                "split": "train",
+                "problem": f"{i}",
+                "answers": list("0123456789"),
+                "prompt_text": f"{i} = ",
+            }
+            for i in range(8)
+        ]
+        io.write_table(folder / "prompts.parquet", rows, "prompts")
+
+    def set(self, **online: Any) -> None:
+        self.params["train_online"].update(online)
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
+
+    def run(self, name: str, command: list[str]) -> tuple[str, int]:
+        """What it said, and its exit code; outputs go to the folder `name`."""
+        words = [*command, str(ROOT / "stages/train_online.py"), "--model", str(self.model)]
+        words += ["--reward-heads", "", "--timings", "", "--prompts", "prompts.parquet"]
+        words += ["--out", f"{name}/model", "--rounds", f"{name}/rounds"]
+        words += ["--curve", f"{name}/curve.csv", "--work", f"work-{name}"]
+        with subprocess.Popen(
+            words,
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as self.process:
+            said, _ = self.process.communicate()
+        return said, self.process.returncode
+
+
+@pytest.fixture
+def stage(server: Server, tiny_model: Path, tmp_path: Path) -> OnlineStage:
+    return OnlineStage(server, tiny_model, tmp_path)
+
+
 class TestSeveralProcesses:
     """Of those that train, the first gives the server its weights; each draws its share."""
 
@@ -385,51 +438,50 @@ class TestSeveralProcesses:
             check_processes(chosen, 2)
         check_processes(check(RolloutParams, {"engine": "transformers"}, ""), 2)
 
-    def test_two_train_as_one(self, server: Server, tiny_model: Path, tmp_path: Path) -> None:
-        """Through `accelerate launch`; the tables and the curves are equal."""
+    def test_two_train_as_one(self, stage: OnlineStage, server: Server) -> None:
+        """Through `accelerate launch`; the tables are equal."""
         launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu"]
         launcher += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        chosen = yaml.safe_load((ROOT / "params.yaml").read_text())
-        chosen["rollout"].update(engine="vllm_server", group_size=8, dtype="float32")
-        chosen["rollout"]["vllm"] = {"url": f"http://127.0.0.1:{server.port}"}
-        chosen["rollout"]["sampling"].update(max_new_tokens=3)
-        chosen["train_online"].update(
-            steps=3, prompts_per_step=4, dtype="float32", optimizer={"lr": 0.001}
-        )
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(chosen))
-        rows = [
-            {
-                "prompt_id": f"id{i}",
-                "source": "s",
-                "split": "train",
-                "problem": f"{i}",
-                "answers": list("0123456789"),
-                "prompt_text": f"{i} = ",
-            }
-            for i in range(8)
-        ]
-        io.write_table(tmp_path / "prompts.parquet", rows, "prompts")
         for name, command in {"one": [sys.executable], "two": launcher}.items():
-            words = [*command, str(ROOT / "stages/train_online.py"), "--model", str(tiny_model)]
-            words += ["--reward-heads", "", "--timings", "", "--prompts", "prompts.parquet"]
-            words += ["--out", f"{name}/model", "--rounds", f"{name}/rounds"]
-            words += ["--curve", f"{name}/curve.csv", "--work", f"work-{name}"]
             server.loads, server.version = 0, "default"
-            done = subprocess.run(
-                words,
-                cwd=tmp_path,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+            said, code = stage.run(name, command)
+            assert code == 0, said
             assert server.loads == 4  # the first weights and three updates, whoever trains
-        one, two = (io.read_table(tmp_path / n / "rounds", "annotated") for n in ("one", "two"))
+        one, two = (io.read_table(stage.folder / n / "rounds", "annotated") for n in ("one", "two"))
         for column in ("prompt_id", "sample_index", "completion_ids", "reward"):
             assert one[column].to_pylist() == two[column].to_pylist()
         assert len(set(two["policy_version"].to_pylist())) > 1
+
+
+def test_overlapped_training_killed_while_it_draws_ends_with_the_same_bytes(
+    stage: OnlineStage, server: Server
+) -> None:
+    """SIGKILL at the 16th of 32 completions of the third round, drawn beside the second's update;
+    at the start of it (a check of the server) and in the first round 8 and 32 are drawn."""
+    stage.set(overlap=True, checkpoint={"max_share": 1.0})
+    said, code = stage.run("whole", [sys.executable])
+    assert code == 0, said
+    server.drawn.clear()
+    lock = threading.Lock()
+
+    def before(_: Handler) -> bool:
+        with lock:
+            if len(server.drawn) == 8 + 32 + 32 + 16 and stage.process:
+                stage.process.kill()
+        return True
+
+    server.before = before
+    said, code = stage.run("killed", [sys.executable])
+    assert code == -signal.SIGKILL, said
+    server.before = answer_all
+    said, code = stage.run("killed", [sys.executable])
+    assert code == 0, said
+    assert "continuing after update 1" in said
+    for output in ("model", "rounds", "curve.csv"):
+        whole, killed = (stage.folder / name / output for name in ("whole", "killed"))
+        assert io.sha256(whole) == io.sha256(killed), output
+    assert not list((stage.folder / "work-killed").iterdir())
 
 
 @pytest.mark.parametrize(
