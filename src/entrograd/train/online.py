@@ -23,10 +23,11 @@ from entrograd.train.gap import gate, measure
 from entrograd.train.needs import check_needs, with_heads
 from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
-from entrograd.train.rounds import PromptOrder, Round, Rounds
+from entrograd.train.rounds import PromptOrder, Rounds
 from entrograd.train.scoring import Scoring
 from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
+from entrograd.train.supply import Supply
 from entrograd.verify.grade import Grader
 
 
@@ -108,33 +109,16 @@ def train_online(
         if policy.optimizer.done:  # it may have started with the weights in `model`
             engine.update_weights(policy.sampler())
             processes.wait()
-        drawn: Round | None = None
+        supply = Supply(
+            drawer,
+            kept,
+            ahead,
+            dynamic=online.dynamic_sampling is not None,
+            keep_graph=whole_graph,
+        )
         for update in range(policy.optimizer.done, updates):
             number, part = divmod(update, per_round)
-            if drawn is None or part == 0:
-                before = drawn
-                if before is None and online.dynamic_sampling and number and part == 0:
-                    before = kept.read(number - 1, None)
-                sampled = ahead.take(number) if ahead and number else None
-                if ahead and sampled is not None:
-                    ahead.start(number + 1)  # the engine draws while this round is graded, too
-                drawn = None
-                if sampled is None:
-                    drawn = kept.read(number, engine.policy_version if part == 0 else None)
-                if drawn:
-                    order.restore(drawn.order)
-                    # the graph is no file: the same forward gives it again
-                    if part == 0 and whole_graph:
-                        scoring(drawn.rows)
-                else:
-                    fresh = drawer.draw(number, before, sampled)
-                    if processes.main:
-                        kept.write(number, fresh)
-                    processes.wait()
-                    drawn = kept.read(number, None)
-                assert drawn
-                if ahead and sampled is None:
-                    ahead.start(number + 1)
+            drawn = supply.round(number, part)
             if reference:
                 reference.add_logprobs(drawn.rows, processes)
             with bad_batch_kept(drawn.rows, resume):
