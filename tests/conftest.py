@@ -31,7 +31,11 @@ CHAT_TEMPLATE = (
 
 
 def write_tiny_model(
-    path: Path, seed: int = 0, characters: str = CHARACTERS, head_dim: int = 8
+    path: Path,
+    seed: int = 0,
+    characters: str = CHARACTERS,
+    head_dim: int = 8,
+    tied: bool = True,
 ) -> Path:
     """A two-layer Llama of random weights over single characters, in the Hugging Face layout."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -54,7 +58,7 @@ def write_tiny_model(
         num_key_value_heads=2,
         head_dim=head_dim,
         max_position_embeddings=256,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,

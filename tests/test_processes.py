@@ -14,7 +14,10 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from entrograd import io
-from entrograd.train.processes import own_rows
+from entrograd.errors import InputError
+from entrograd.params import Lora, Optimizer
+from entrograd.train.processes import Processes, connect, own_rows
+from entrograd.train.setup import Policy
 
 
 def run(words: list[str], place: Path) -> str:
@@ -57,13 +60,18 @@ def assert_same_training(one: Path, two: Path) -> None:
         assert (weights[name] - other).abs().max() < 1e-4, name
 
 
+@pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_train_as_one(runs: Path, stage: str) -> None:
+def test_two_processes_train_as_one(runs: Path, stage: str, sharded: bool) -> None:
+    """Both with the whole model, or by FSDP2 each with a part of it."""
     one, two = runs / f"{stage}-1", runs / f"{stage}-2"
+    if sharded:
+        one, two = runs / f"{stage}-plain-1", runs / f"{stage}-plain-sharded"
     assert_same_training(one, two)
     log = (two / "log.txt").read_text()
     assert "process 1 of 2" in log
     assert "process 2 of 2" in log
+    assert ("each with a part of the weights" in log) == sharded
     assert log.count(" steps of ") == 1  # one process speaks
     assert not list((two / "work").iterdir())
     if stage == "train_online":
@@ -72,11 +80,20 @@ def test_two_processes_train_as_one(runs: Path, stage: str) -> None:
             assert tables[0].column(column).to_pylist() == tables[1].column(column).to_pylist()
 
 
+def test_a_head_of_its_own_is_divided_in_uneven_parts(runs: Path) -> None:
+    """17 tokens, two processes: 9 and 8 rows of an output head that is not the embedding."""
+    assert_same_training(runs / "untied-1", runs / "untied-sharded")
+
+
+@pytest.mark.parametrize("kind", ["train_online", "train_online-plain"])
 @pytest.mark.parametrize("order", ["1-2", "2-1"])
-def test_a_checkpoint_loads_in_another_number_of_processes(runs: Path, order: str) -> None:
-    place = runs / f"train_online-{order}"
+def test_a_checkpoint_loads_in_another_number_of_processes(
+    runs: Path, order: str, kind: str
+) -> None:
+    """`train_online-plain`: the two are FSDP2's."""
+    place = runs / f"{kind}-{order}"
     assert "continuing after update 3" in (place / "log.txt").read_text()
-    assert_same_training(runs / "train_online-1", place)
+    assert_same_training(runs / f"{kind}-1", place)
 
 
 def test_two_processes_share_out_what_the_reference_computes(runs: Path) -> None:
@@ -84,15 +101,52 @@ def test_two_processes_share_out_what_the_reference_computes(runs: Path) -> None
     assert all(row["kl_ref"] > 0 for row in curve(runs / "penalty-2"))
 
 
-def test_accelerate_launch_starts_a_stage(runs: Path, tmp_path: Path) -> None:
-    """The command line for GPUs; where there are none its processes take the CPU."""
-    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu"]
+@pytest.mark.parametrize("sharded", [False, True])
+def test_accelerate_launch_starts_a_stage(runs: Path, tmp_path: Path, sharded: bool) -> None:
+    """The command lines for GPUs; where there are none their processes take the CPU."""
+    kind = ["--use_fsdp", "--fsdp_version", "2"] if sharded else ["--multi_gpu"]
+    inputs, same = runs / "inputs", "train_offline-2"
+    if sharded:
+        inputs, same = runs / "plain", "train_offline-plain-sharded"
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", *kind]
     launcher += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    said = run([*launcher, *command("train_offline", runs / "inputs", tmp_path)], tmp_path)
+    said = run([*launcher, *command("train_offline", inputs, tmp_path)], tmp_path)
     assert "process 2 of 2" in said
-    assert_same_training(runs / "train_offline-1", tmp_path)
-    assert io.sha256(tmp_path / "out") == io.sha256(runs / "train_offline-2" / "out")
+    assert ("each with a part of the weights" in said) == sharded
+    assert_same_training(runs / same, tmp_path)
+    assert io.sha256(tmp_path / "out") == io.sha256(runs / same / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "add --fsdp_version 2"),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "FSDP_OFFLOAD_PARAMS": "true",
+            },
+            "--fsdp_offload_params: not supported",
+        ),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_deepspeed: DeepSpeed's engine owns"),
+    ],
+)
+def test_what_is_not_supported_is_said_before_anything_starts(
+    settings: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**settings, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        connect("cpu")
+
+
+def test_adapters_are_not_divided(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes()
+    monkeypatch.setattr(processes, "sharded", True)
+    with pytest.raises(InputError, match=r"lora: adapters are not divided .* without --use_fsdp"):
+        Policy(tiny_model, "float32", "cpu", Optimizer(), 1, Lora(), 0, processes)
 
 
 def test_rows_are_divided_by_groups_and_tokens() -> None:

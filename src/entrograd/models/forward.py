@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -61,7 +62,7 @@ def completion_logprobs(
             hidden = _plain_hidden(model, prompts, completions)
     else:
         hidden = _plain_hidden(model, prompts, completions)
-    return logprobs_and_entropies(hidden, head, targets, temperature)
+    return logprobs_and_entropies(hidden, _whole(head, hidden.dtype), targets, temperature)
 
 
 def score(
@@ -138,7 +139,10 @@ def output_head(model: Any) -> Tensor:
 
 def shares_prompts(model: Any) -> bool:
     """Whether the model's attention lets completions attend to a padded, cached prompt: full
-    attention in every layer does, sliding windows and recurrent states do not."""
+    attention in every layer does, sliding windows and recurrent states do not. Weights divided
+    among processes do not: all must make equally many passes."""
+    if isinstance(output_head(model), DTensor):
+        return False
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
     return all(kind == "full_attention" for kind in kinds)
 
@@ -274,6 +278,17 @@ def _plain_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[T
     starts = _long([len(prompt) - 1 for prompt in prompts], model.device)
     hidden: Tensor = states[mask & (position >= starts[:, None])]
     return hidden
+
+
+def _whole(head: Tensor, dtype: torch.dtype) -> Tensor:
+    """The head, in `dtype`, where processes have a part of it each; its gradients are added up in
+    float32."""
+    if not isinstance(head, DTensor):
+        return head
+    copies = head.redistribute(
+        placements=[Replicate()], forward_dtype=dtype, backward_dtype=torch.float32
+    )
+    return copies.to_local(grad_placements=[Partial()])
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def micro_batches(
 ) -> list[Tensor]:
     """Row indexes of each micro-batch, at most `token_budget` tokens each; `first`, where given and
     not without gradient as a whole, is the first of them as it is. Of several `processes` each
-    gets its own rows, whole groups.
+    gets its own rows, whole groups; where they must make equally many passes, some have no rows.
 
     Rows whose advantages are all zero add nothing to the gradient and are left out, unless a
     penalty of the loss pulls on them (`penalised`); the denominators count them all the same.
@@ -116,4 +116,5 @@ def micro_batches(
         [examples.completion_ids[i] for i in kept],
         token_budget,
     )
-    return done + [torch.tensor([kept[i] for i in rows]) for rows in planned]
+    parts = done + [torch.tensor([kept[i] for i in rows]) for rows in planned]
+    return processes.even(parts, torch.tensor([], dtype=torch.long)) if processes else parts

@@ -34,6 +34,8 @@ from entrograd.origin import FILE as ORIGIN
 from entrograd.origin import differences
 from entrograd.params import Checkpoint as CheckpointParams
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.processes import ALONE, Processes
+from entrograd.train.sharding import whole
 
 log = logging.getLogger("entrograd")
 
@@ -63,10 +65,10 @@ class Checkpoints:
         params: CheckpointParams,
         optimizer: Optimizer,
         updates_per_row: int = 1,  # of the curve
-        may_write: bool = True,  # of several processes one writes, all read
+        processes: Processes = ALONE,  # one writes, all read
     ) -> None:
         self.folder, self.params, self.optimizer = resume / "checkpoints", params, optimizer
-        self.updates_per_row, self.may_write = updates_per_row, may_write
+        self.updates_per_row, self.processes = updates_per_row, processes
         file = resume / ORIGIN
         self.origin = io.read_json(file) if file.exists() else None
         self._spent, self._start = 0.0, time.monotonic()
@@ -79,7 +81,7 @@ class Checkpoints:
         A damaged one is reported and the one before it taken. CheckpointError where a checkpoint
         belongs to another run.
         """
-        killed = self.folder.glob(".step-*") if self.may_write else ()
+        killed = self.folder.glob(".step-*") if self.processes.main else ()
         for leftover in killed:  # written or removed by a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         for path in reversed(self.steps()):
@@ -99,22 +101,27 @@ class Checkpoints:
         `max_share` of the run's time. Where the best is kept nothing is put off: which one that
         is must not depend on a clock.
         """
-        if self.optimizer.done % self.params.every_steps or not self.may_write:
+        if self.optimizer.done % self.params.every_steps:
             return
         now = time.monotonic()
         budget = self.params.max_share * (now - self._start)
         may_wait = self.params.keep_best is None and self.params.max_share < 1
-        if may_wait and self._spent + self._cost > budget:
+        if not self.processes.agree(not may_wait or self._spent + self._cost <= budget):
             return
         self.save(state)
         self._cost = time.monotonic() - now
         self._spent += self._cost
-        self.prune(state.curve)
+        if self.processes.main:
+            self.prune(state.curve)
 
     def save(self, state: State) -> Path:
-        """Write a checkpoint now. InputError where it cannot be written; older ones stay."""
+        """Write a checkpoint now; every process calls this. InputError where it cannot be written;
+        older ones stay."""
         path = self.folder / f"step-{self.optimizer.done:08d}"
-        tensors, scalars = self.optimizer.state()
+        parts, scalars = self.optimizer.state()
+        tensors = {kind: whole(named, self.processes.main) for kind, named in parts.items()}
+        if not self.processes.main:
+            return path
         content = {
             "optimizer": scalars,
             "random": random_state(),
@@ -185,8 +192,9 @@ class Checkpoints:
         return max(judged, key=lambda pair: pair[0])[1] if judged else None
 
     def best_weights(self, curve: list[dict[str, float]]) -> dict[str, torch.Tensor] | None:
-        """The master weights of the best checkpoint; None where none is asked for or judged."""
-        path = self.best(curve)
+        """The master weights of the best checkpoint; None where none is asked for or judged, and
+        in processes that write nothing."""
+        path = self.best(curve) if self.processes.main else None
         if path is None:
             return None
         self._checked(path)

@@ -63,12 +63,13 @@ def train_offline(
         len(plan),
         params.lora,
         params.seed,
+        processes,
     )
     settings = step_settings(annotated, groups, params)
     if reference := load_reference(recipe, params.reference, policy.model, params.dtype, settings):
         reference.add_logprobs(rows, processes)
         del reference
-    checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer, may_write=processes.main)
+    checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer, processes=processes)
     state = checkpoints.restore()
     with progress(len(plan), "steps", "train_offline", policy.optimizer.done) as bar:
         for epoch, chosen in plan[policy.optimizer.done :]:
@@ -81,8 +82,8 @@ def train_offline(
             state.curve.append({"step": policy.optimizer.done, "epoch": epoch, **measured})
             checkpoints.save_if_due(state)
             bar.advance(1, f"loss {measured['loss']:.4f}, norm {measured['grad_norm']:.3f}")
+    policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
     if processes.main:
-        policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
         io.write_csv(curve, state.curve)
     processes.close()
     return f"{len(plan)} steps of {recipe.name} over {len(groups)} groups, {params.epochs} epochs"

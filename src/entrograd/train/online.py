@@ -56,12 +56,17 @@ def train_online(
     processes = connect(online.device)
     check_processes(params.rollout, processes.count)
     policy = Policy(
-        model, online.dtype, online.device, online.optimizer, updates, online.lora, online.seed
+        model,
+        online.dtype,
+        online.device,
+        online.optimizer,
+        updates,
+        online.lora,
+        online.seed,
+        processes,
     )
     order = PromptOrder(len(rows), online.prompts_per_step, online.seed)
-    checkpoints = Checkpoints(
-        resume, online.checkpoint, policy.optimizer, per_round, processes.main
-    )
+    checkpoints = Checkpoints(resume, online.checkpoint, policy.optimizer, per_round, processes)
     state = checkpoints.restore()
     if state.data:
         order.restore(state.data["order"])
@@ -73,7 +78,7 @@ def train_online(
     kept = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
     reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
     scoring = Scoring(
-        policy.model,
+        policy.sampler() if processes.sharded else policy.model,
         temperature,
         online.token_budget,
         params.annotate.token_budget,
@@ -151,8 +156,8 @@ def train_online(
                     continue
                 state.data["sampler"] = ahead.sampler
             checkpoints.save_if_due(state)
+    policy.save(tokenizer, out, checkpoints.best_weights(state.curve))
     if processes.main:
-        policy.save(tokenizer, out, checkpoints.best_weights(state.curve))
         kept.assemble(online.steps, rounds)
         io.write_csv(curve, state.curve)
     processes.close()

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from entrograd.train.sharding import part_of
 
 if TYPE_CHECKING:
     from entrograd.params import Optimizer as OptimizerParams
@@ -63,7 +66,10 @@ class Optimizer:
     def gradient_norm(self) -> float:
         """The global norm of the collected gradients (0 where there are none), not yet bounded."""
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        if not gradients:
+            return 0.0
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def step(self, norm: float) -> None:
         """One update with gradients scaled to `max_grad_norm` where their `norm` exceeds it."""
@@ -85,7 +91,8 @@ class Optimizer:
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What an update depends on: float32 masters and AdamW's moments by name, and the rest as
-        JSON. Masters without a gradient so far have no moments."""
+        JSON. Masters without a gradient so far have no moments; what is divided among processes
+        stays divided."""
         tensors: dict[str, dict[str, Tensor]] = {"weights": dict(self.masters)}
         for name, master in self.masters.items():
             for kind, value in self.adamw.state.get(master, {}).items():
@@ -98,11 +105,11 @@ class Optimizer:
         self.adamw.state.clear()
         with torch.no_grad():
             for name, master in self.masters.items():
-                master.copy_(tensors["weights"][name])
+                master.copy_(part_of(tensors["weights"][name], master))
                 self.weights[name].copy_(master)
         for kind, values in tensors.items():
             if kind == "weights":
                 continue
             for name, value in values.items():
-                place = value if kind == "step" else value.to(self.masters[name].device)
-                self.adamw.state[self.masters[name]][kind] = place
+                master = self.masters[name]
+                self.adamw.state[master][kind] = value if kind == "step" else part_of(value, master)

@@ -30,6 +30,8 @@ class Processes:
     """This process and the others; alone, rank 0 of 1, nothing is exchanged."""
 
     rank, count = 0, 1
+    sharded = False  # FSDP2: each holds a part of the weights (train.sharding)
+    reshard = True
 
     @property
     def main(self) -> bool:
@@ -54,9 +56,20 @@ class Processes:
     def wait(self) -> None:
         """Go on when every process is here."""
 
+    def agree(self, value: bool) -> bool:
+        """The first process's value, in all of them."""
+        return self.gather([value])[0]
+
+    def even(self, parts: list[T], nothing: T) -> list[T]:
+        """`parts`, with `nothing` behind them up to the most that any process has, where all must
+        make equally many passes."""
+        if not self.sharded:
+            return parts
+        return parts + [nothing] * (max(self.gather([len(parts)])) - len(parts))
+
     def add_gradients(self, masters: Sequence[Tensor]) -> None:
         """Sum the masters' gradients; one that no process has stays absent."""
-        if self.count == 1:
+        if self.count == 1 or self.sharded:  # the backward pass has added up the parts
             return
         device = masters[0].device
         found = torch.tensor([float(m.grad is not None) for m in masters], device=device)
@@ -102,10 +115,31 @@ class Launched(Processes):
     def __init__(self, device: str) -> None:
         from accelerate import PartialState
 
+        settings = {
+            name: os.environ.get(name, "").lower()
+            for name in (
+                *("ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_RESHARD_AFTER_FORWARD"),
+                *("FSDP_OFFLOAD_PARAMS", "ACCELERATE_USE_DEEPSPEED"),
+            )
+        }
+        if settings["ACCELERATE_USE_DEEPSPEED"] == "true":
+            raise InputError(
+                "accelerate launch --use_deepspeed: DeepSpeed's engine owns optimiser and backward "
+                "pass, which is not supported; use --use_fsdp --fsdp_version 2"
+            )
+        self.sharded = settings["ACCELERATE_USE_FSDP"] == "true"
+        self.reshard = settings["FSDP_RESHARD_AFTER_FORWARD"] != "false"
+        if self.sharded and settings["FSDP_VERSION"] != "2":
+            raise InputError("accelerate launch --use_fsdp: add --fsdp_version 2")
+        if self.sharded and settings["FSDP_OFFLOAD_PARAMS"] == "true":
+            raise InputError("accelerate launch --fsdp_offload_params: not supported; leave it out")
+        # transformers would load weights in the first process alone
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         self._state = PartialState(cpu=resolve_device(device).type == "cpu")
         self.rank, self.count = self._state.process_index, self._state.num_processes
         assert self.count == int(os.environ["WORLD_SIZE"])
-        log.info("process %d of %d", self.rank + 1, self.count)
+        kind = ", each with a part of the weights" if self.sharded else ""
+        log.info("process %d of %d%s", self.rank + 1, self.count, kind)
 
     def gather(self, shares: Sequence[T]) -> list[T]:
         from accelerate.utils import gather_object

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from entrograd import io
-from entrograd.errors import NonFiniteError
+from entrograd.errors import InputError, NonFiniteError
 from entrograd.models.load import load_model, resolve_device, resolve_dtype, write
 from entrograd.params import Lora
 from entrograd.params import Optimizer as OptimizerParams
 from entrograd.train.lora import add_adapters, merge, plain_model
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.processes import ALONE, Processes
+from entrograd.train.sharding import shard, whole
 
 
 class Policy:
@@ -34,15 +36,24 @@ class Policy:
         steps: int,
         lora: Lora | None = None,
         seed: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
-        self.path, self.lora = path, lora
+        self.path, self.dtype, self.device = path, dtype, device
+        self.lora, self.processes = lora, processes
+        if lora and processes.sharded:
+            raise InputError(
+                "params.yaml: lora: adapters are not divided among processes: start without "
+                "--use_fsdp; each process then holds the frozen weights and the adapters"
+            )
         # Read in float32: the masters keep what a bfloat16 model would round away.
-        self.model = load_model(path, "float32", device)
+        self.model = load_model(path, "float32", "cpu" if processes.sharded else device)
         if lora:
             add_adapters(self.model, lora, seed)
         masters: dict[str, torch.Tensor] = {}
         compute = resolve_dtype(dtype, resolve_device(device))
-        if compute != torch.float32:
+        if processes.sharded:
+            shard(self.model, compute, resolve_device(device), processes.reshard)
+        elif compute != torch.float32:
             masters = {
                 n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad
             }
@@ -53,36 +64,43 @@ class Policy:
         self._plain: Any = None
 
     def sampler(self) -> Any:
-        """The model to sample from: the one in training, or where that has adapters a plain one
-        with its weights of now, always the same object."""
-        if self.lora is None:
-            return self.model
-        if self._plain is None:
-            self._plain = plain_model(self.model)
-        merge(self._plain, self.model, self.optimizer.masters, self.model)
-        return self._plain
+        """The model to sample from: the one in training, or where that has adapters or a part of
+        its weights alone, a plain whole one with its weights of now, always the same object.
+        Every process calls this."""
+        if self.lora:
+            self._plain = self._plain or plain_model(self.model)
+            merge(self._plain, self.model, self.optimizer.masters, self.model)
+        elif self.processes.sharded:
+            if self._plain is None:
+                plain = load_model(self.path, self.dtype, self.device)
+                self._plain = plain.requires_grad_(False)
+            for name, weight in self._plain.named_parameters():
+                weight.copy_(whole({name: self.optimizer.masters[name]}, True)[name])
+        return self._plain or self.model
 
     def save(self, tokenizer: Any, path: Path, best: Mapping[str, torch.Tensor] | None) -> None:
         """Write the float32 master weights, and those of `best` (float32, by name) to the folder
         `best` in it; the policy is of no further use. Adapters are added to the float32 weights
-        that training began with."""
-        if self.lora is None:
-            self.model.to(torch.float32)
+        that training began with. Every process calls this, one writes."""
+        weights = whole(self.optimizer.masters, self.processes.main)
+        if not self.processes.main:
+            return
         with io.atomic_folder(path) as folder:
-            self._write(self.optimizer.masters, tokenizer, folder)
+            self._write(weights, tokenizer, folder)
             if best is not None:  # second: a float32 model's weights are the masters themselves
                 self._write(best, tokenizer, folder / "best")
 
     def _write(self, weights: Mapping[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
-        model = self.model
-        if self.lora:
+        if self.lora or self.processes.sharded:
             model = load_model(self.path, "float32", "cpu")
+        else:
+            model = self.model.to(torch.float32)
+        if self.lora:
             merge(model, self.model, weights, model)
         else:
             with torch.no_grad():
                 for name, weight in model.named_parameters():
-                    if name in weights:
-                        weight.copy_(weights[name])
+                    weight.copy_(weights[name])
         write(model, tokenizer, folder)
 
 

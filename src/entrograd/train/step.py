@@ -53,6 +53,9 @@ def train_step(
     for rows in micro_batches(
         examples, advantages, settings.token_budget, first, processes, recipe.penalised
     ):
+        if not len(rows):  # a pass of other processes, whose weights this one holds in part
+            completion_logprobs(model, [[0]], [[0]], settings.temperature)[0].mul(0).backward()
+            continue
         part, mask = batch.select(rows), batch.completion_mask[rows]
         if kept and rows is first:
             flat = kept.logprobs
