@@ -95,6 +95,15 @@ def test_the_sampler_shares_what_has_no_adapter(tiny_model: Path) -> None:
     assert policy.sampler() is policy.sampler()
 
 
+def test_the_sampler_is_written_as_any_model_is(tiny_model: Path, tmp_path: Path) -> None:
+    """As vLLM's new weights are: a plain folder, whose version is the sampler's."""
+    sampler = trained(tiny_model).sampler()
+    sampler.save_pretrained(tmp_path / "weights")
+    written = load_model(tmp_path / "weights", "float32", "cpu")
+    assert policy_version(written) == policy_version(sampler)
+    assert not list((tmp_path / "weights").glob("adapter*"))
+
+
 def test_gradients_are_those_of_the_weights_they_change(tiny_model: Path) -> None:
     """With W + s B A: dL/dB = s dL/dW A^T and dL/dA = s B^T dL/dW, dL/dW of the plain model."""
     policy = trained(tiny_model)

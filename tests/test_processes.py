@@ -80,8 +80,18 @@ def test_two_processes_train_as_one(runs: Path, stage: str, sharded: bool) -> No
             assert tables[0].column(column).to_pylist() == tables[1].column(column).to_pylist()
 
 
+def test_two_processes_train_adapters_as_one(runs: Path) -> None:
+    assert_same_training(runs / "adapters-1", runs / "adapters-2")
+    trained = load_file(runs / "adapters-2/out/model.safetensors")
+    begun = load_file(runs / "inputs/model/model.safetensors")
+    assert trained.keys() == begun.keys()
+    changed = {name for name in begun if not trained[name].equal(begun[name])}
+    assert len(changed) == 2 * 7
+
+
 def test_a_head_of_its_own_is_divided_in_uneven_parts(runs: Path) -> None:
-    """17 tokens, two processes: 9 and 8 rows of an output head that is not the embedding."""
+    """17 tokens, two processes: 9 and 8 rows of an output head that is not the embedding. The
+    layers are computed again in the backward pass."""
     assert_same_training(runs / "untied-1", runs / "untied-sharded")
 
 

@@ -87,7 +87,8 @@ def main(folder: Path) -> None:
     # Few tokens a pass: the processes have different numbers of them.
     apart = {"share_prompts": False, "token_budget": 12}
     plain = variant(inputs, "plain", train_offline=apart, train_online=apart)
-    untied = variant(plain, "untied")
+    again = {"lr": 0.01, "gradient_checkpointing": True}
+    untied = variant(plain, "untied", train_offline={"optimizer": again})
     (untied / "model").unlink()
     write_tiny_model(untied / "model", characters="0123456789 =\n+", tied=False)  # 17 tokens
 
@@ -98,6 +99,9 @@ def main(folder: Path) -> None:
 
     whole("train_offline", penalty, "penalty-1", 1)
     whole("train_offline", penalty, "penalty-2", 2)
+    adapters = variant(inputs, "adapters", train_online={"lora": {"rank": 4}})
+    whole("train_online", adapters, "adapters-1", 1)
+    whole("train_online", adapters, "adapters-2", 2)
     whole("train_offline", untied, "untied-1", 1)
     whole("train_offline", untied, "untied-sharded", 2, **SHARDED)
     for stage in STAGES:

@@ -35,7 +35,7 @@ from entrograd.origin import differences
 from entrograd.params import Checkpoint as CheckpointParams
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.processes import ALONE, Processes
-from entrograd.train.sharding import whole
+from entrograd.train.sharding import collected
 
 log = logging.getLogger("entrograd")
 
@@ -119,7 +119,7 @@ class Checkpoints:
         older ones stay."""
         path = self.folder / f"step-{self.optimizer.done:08d}"
         parts, scalars = self.optimizer.state()
-        tensors = {kind: whole(named, self.processes.main) for kind, named in parts.items()}
+        tensors = {kind: collected(named, self.processes.main) for kind, named in parts.items()}
         if not self.processes.main:
             return path
         content = {

@@ -17,7 +17,7 @@ from entrograd.params import Optimizer as OptimizerParams
 from entrograd.train.lora import add_adapters, merge, plain_model
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.processes import ALONE, Processes
-from entrograd.train.sharding import shard, whole
+from entrograd.train.sharding import collected, shard, whole
 
 
 class Policy:
@@ -75,14 +75,14 @@ class Policy:
                 plain = load_model(self.path, self.dtype, self.device)
                 self._plain = plain.requires_grad_(False)
             for name, weight in self._plain.named_parameters():
-                weight.copy_(whole({name: self.optimizer.masters[name]}, True)[name])
+                weight.copy_(whole(self.optimizer.masters[name]))
         return self._plain or self.model
 
     def save(self, tokenizer: Any, path: Path, best: Mapping[str, torch.Tensor] | None) -> None:
         """Write the float32 master weights, and those of `best` (float32, by name) to the folder
         `best` in it; the policy is of no further use. Adapters are added to the float32 weights
         that training began with. Every process calls this, one writes."""
-        weights = whole(self.optimizer.masters, self.processes.main)
+        weights = collected(self.optimizer.masters, self.processes.main)
         if not self.processes.main:
             return
         with io.atomic_folder(path) as folder:

@@ -52,17 +52,23 @@ def shard(model: Any, dtype: torch.dtype, device: torch.device, reshard: bool) -
     )
 
 
-def whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """The tensors with those of which this process has a part put together, on the CPU, one after
-    another. Every process calls this; where it does not `keep` them, it gets those it has whole."""
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process has a part, put together; any other as it is. Every process
+    calls this."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full: Tensor = tensor.full_tensor()
+    return full.detach()
+
+
+def collected(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The tensors, those of which each process has a part put together on the CPU, one after
+    another. Every process calls this; where it does not `keep` them, it gets none."""
     found = {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, DTensor):
-            found[name] = tensor
-            continue
-        full: Tensor = tensor.full_tensor()
+        full = whole(tensor)
         if keep:
-            found[name] = full.detach().cpu()
+            found[name] = full if full is tensor else full.cpu()
     return found
 
 
