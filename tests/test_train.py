@@ -112,6 +112,25 @@ class TestOptimizer:
         assert seen[0].tolist() == pytest.approx([0.6, 0.8], abs=1e-5)
 
 
+class TestPolicy:
+    def test_in_bfloat16_is_the_model_read_in_bfloat16(self, tiny_model: Path) -> None:
+        """Weights are rounded, rotary frequencies are not: as engines and evaluation have them."""
+        subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), steps=1).model
+        read = load_model(tiny_model, "bfloat16", "cpu")
+        for found, want in (
+            (subject.named_parameters(), read.named_parameters()),
+            (subject.named_buffers(), read.named_buffers()),
+        ):
+            expected = dict(want)
+            assert expected
+            for name, tensor in found:
+                assert tensor.dtype == expected[name].dtype, name
+                assert torch.equal(tensor, expected[name]), name
+        ids = torch.tensor([[5, 6, 7, 8, 9] * 20])
+        with torch.no_grad():
+            assert torch.equal(subject(ids).logits, read(ids).logits)
+
+
 class TestExamples:
     def test_pads_on_the_right_and_numbers_groups(self) -> None:
         built = examples(annotated_rows(), torch.device("cpu"))

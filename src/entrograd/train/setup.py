@@ -57,7 +57,8 @@ class Policy:
             masters = {
                 n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad
             }
-            self.model.to(compute)
+            for weight in self.model.parameters():  # not the buffers: rotary angles stay exact
+                weight.data = weight.data.to(compute)
         if params.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.optimizer = Optimizer(self.model, masters, params, steps)
