@@ -202,6 +202,12 @@ class Seconds(NamedTuple):
 
 def now() -> Seconds:
     """The seconds so far."""
+    ticks = sum(descendants().values())
+    return Seconds(ticks / os.sysconf("SC_CLK_TCK"), time.perf_counter())
+
+
+def descendants() -> dict[int, int]:
+    """This process, its workers and their forks: pid -> clock ticks, ended children's too."""
     stats = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -209,11 +215,10 @@ def now() -> Seconds:
         except OSError:  # it has ended
             continue
         stats[int(file.parent.name)] = int(fields[1]), sum(map(int, fields[11:15]))
-    mine, ticks = {os.getpid()}, 0
-    for _ in range(3):  # this process, its workers, their forks
+    mine = {os.getpid()}
+    for _ in range(3):
         mine |= {pid for pid, (parent, _) in stats.items() if parent in mine}
-    ticks = sum(stats[pid][1] for pid in mine)
-    return Seconds(ticks / os.sysconf("SC_CLK_TCK"), time.perf_counter())
+    return {pid: stats[pid][1] for pid in mine}
 
 
 def since(start: Seconds, seconds: dict[str, float], side: str) -> float:
