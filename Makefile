@@ -51,6 +51,7 @@ bench-annotate: setup models/base  ## grading against math-verify; entropies aga
 	@python benchmarks/grading.py
 	@python benchmarks/entropy_pass.py
 	@python benchmarks/annotate_stream.py
+	@python benchmarks/grading_stream.py
 
 models/base:
 	@dvc repro base_model
