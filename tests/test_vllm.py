@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,20 +182,27 @@ class TestInProcess:
         for completion, want in zip(drawn, rescored(trainer, asked, drawn, 1.0), strict=True):
             assert list(completion.sampling_logprobs) == pytest.approx(want, abs=GAP)
 
-    def test_a_crash_mid_batch_is_survived(self, engine: InProcessVllm, trainer: Any) -> None:
+    def test_a_crash_mid_batch_is_survived(
+        self, engine: InProcessVllm, trainer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The engine is started again with the weights it was given last, not the first ones."""
         train(trainer, 2)
         engine.update_weights(trainer)
         asked, sampling = requests(8, 8), Sampling(max_new_tokens=120, min_new_tokens=120)
-        start = time.monotonic()
         want = engine.generate(asked, sampling, 4)
-        half = (time.monotonic() - start) / 2
         (core,) = [p for p in multiprocessing.active_children() if "EngineCore" in p.name]
         assert core.pid
-        threading.Timer(half, os.kill, (core.pid, signal.SIGKILL)).start()
+        pid, real = core.pid, engine._llm.wait_for_completion
+
+        def killed(**arguments: Any) -> Any:
+            time.sleep(0.05)  # the first of 120 tokens are drawn
+            os.kill(pid, signal.SIGKILL)
+            return real(**arguments)
+
+        monkeypatch.setattr(engine._llm, "wait_for_completion", killed)
         assert engine.generate(asked, sampling, 4) == want
         (again,) = [p for p in multiprocessing.active_children() if "EngineCore" in p.name]
-        assert again.pid != core.pid
+        assert again.pid != pid
         assert engine.policy_version == policy_version(trainer)
 
 
