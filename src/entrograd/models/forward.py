@@ -7,9 +7,9 @@ the cache into the prompt's states, so the result is that of the plain forward o
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from entrograd.errors import InputError
+from entrograd.models.attention import after, applies_to, rows_by_prompt, shared_attention
 from entrograd.numerics.logprobs import logprobs_and_entropies
 
 Tokens = Sequence[int]
@@ -168,51 +169,73 @@ def saved_tokens(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> in
     return len(prompts) * longest - shared
 
 
+@dataclass(frozen=True)
 class Prefix:
-    """Computed prompts: their key-value cache, one row a prompt, the states at their last tokens
-    and which cached positions are real. Filled by `compute_prefix`."""
+    """Q computed prompts, padded on the right to P tokens."""
 
-    def __init__(self, cache: Any, last: Tensor, mask: Tensor, lengths: Tensor) -> None:
-        self.cache = cache
-        self.last = last  # [Q, D] state at each prompt's last token
-        self.mask = mask  # [Q, P] bool, False at padding
-        self.lengths = lengths  # [Q] prompt lengths
-
-    def select(self, rows: Tensor) -> Prefix:
-        """The prompts at `rows`, repeats allowed; the cache is taken over, not copied."""
-        self.cache.batch_select_indices(rows)
-        return Prefix(self.cache, self.last[rows], self.mask[rows], self.lengths[rows])
-
-    def fork(self, rows: Tensor) -> Prefix:
-        """The same with a cache of its own: this one stays as it is."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        return Prefix(cache, self.last, self.mask, self.lengths).select(rows)
+    states: list[tuple[Tensor, Tensor]]  # a layer's keys and values, [Q, H, P, D] each
+    last: Tensor  # [Q, D] state at each prompt's last token
+    mask: Tensor  # [Q, P] bool, False at padding
+    lengths: Tensor  # [Q] prompt lengths
 
 
 def compute_prefix(model: Any, prompts: Sequence[Tokens]) -> Prefix:
     """The shared beginning of all prompts once, then each prompt's rest, padded on the right."""
-    device, decoder = model.device, model.get_decoder()
+    device, count = model.device, len(prompts)
     shared = common_prefix(prompts)
-    cache = DynamicCache()
+    beginning = None
     if shared:
-        ids = _long([list(prompts[0][:shared])], device)
-        decoder(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
-    rests = [prompt[shared:] for prompt in prompts]
-    ids, mask = pad(rests, device)
-    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], -1)
-    positions = shared + torch.arange(ids.shape[1], device=device).expand_as(ids)
-    states = decoder(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+        ids, mask = pad([prompts[0][:shared]], device)
+        last, states = _extend(model, None, [0], ids, mask)
+        beginning = Prefix(states, last[:, -1], mask, mask.sum(-1))
+    ids, mask = pad([prompt[shared:] for prompt in prompts], device)
+    hidden, states = _extend(model, beginning, [0] * count, ids, mask)
+    if beginning:
+        both = zip(beginning.states, states, strict=True)
+        states = [
+            (_behind(keys, more_keys), _behind(values, more_values))
+            for (keys, values), (more_keys, more_values) in both
+        ]
+        mask = torch.cat([beginning.mask.expand(count, -1), mask], -1)
     lengths = mask.sum(-1)
-    last = states[torch.arange(len(prompts), device=device), lengths - shared - 1]
-    return Prefix(cache, last, mask, lengths)
+    last = hidden[torch.arange(count, device=device), lengths - shared - 1]
+    return Prefix(states, last, mask, lengths)
+
+
+def _behind(one: Tensor, many: Tensor) -> Tensor:
+    """States [1, H, P, D], then [Q, H, R, D] of each row."""
+    return torch.cat([one.expand(len(many), -1, -1, -1), many], 2)
+
+
+def _extend(
+    model: Any, prefix: Prefix | None, prompts: list[int], ids: Tensor, mask: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Compute `ids` [B, T], real where `mask`, behind the prefix's `prompts`, B ascending indexes.
+
+    Returns [B, T, D] and the new tokens' keys and values [B, H, T, D] of each layer.
+    """
+    device, decoder = model.device, model.get_decoder()
+    places = torch.arange(ids.shape[1], device=device).expand_as(ids)
+    rows = _long(prompts, device)
+    positions = places + prefix.lengths[rows, None] if prefix else places
+    arguments = {"input_ids": ids, "position_ids": positions, "use_cache": True}
+    if applies_to(model):
+        cache = DynamicCache()
+        if prefix:
+            cache = after(prefix.states, rows_by_prompt(prompts, prefix.lengths.tolist()))
+        unused = mask[:, None, None]  # of four dimensions: transformers makes none of its own
+        with shared_attention(model):
+            output = decoder(**arguments, past_key_values=cache, attention_mask=unused)
+    else:
+        cache, seen = DynamicCache(), torch.ones_like(mask)  # causal: no padding is ever seen
+        if prefix:
+            for layer, (keys, values) in enumerate(prefix.states):
+                cache.update(keys[rows], values[rows], layer)
+            seen = torch.cat([prefix.mask[rows], seen], -1)
+        output = decoder(**arguments, past_key_values=cache, attention_mask=seen.long())
+    length = ids.shape[1]
+    states = [(layer.keys[:, :, -length:], layer.values[:, :, -length:]) for layer in cache.layers]
+    return output.last_hidden_state, states
 
 
 def pad(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -228,22 +251,16 @@ def _shared_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[
     device = model.device
     unique = {tuple(prompt): None for prompt in prompts}
     index = {prompt: i for i, prompt in enumerate(unique)}
-    rows = _long([index[tuple(prompt)] for prompt in prompts], device)
+    of_row = [index[tuple(prompt)] for prompt in prompts]
     prefix = compute_prefix(model, list(unique))
-    parts = [prefix.last[rows]]  # the first token of each completion, then the others by chunk
+    # the first token of each completion, then the others by chunk
+    parts = [prefix.last[_long(of_row, device)]]
     places = [[row] for row in range(len(completions))]
     count = len(completions)
     for chunk in length_chunks([len(completion) - 1 for completion in completions]):
-        chosen = prefix.fork(rows[chunk])
+        chunk.sort(key=lambda row: of_row[row])
         ids, mask = pad([completions[row][:-1] for row in chunk], device)
-        inputs = torch.ones_like(mask)  # causal: padding on the right is never seen
-        states = model.get_decoder()(
-            input_ids=ids,
-            attention_mask=torch.cat([chosen.mask, inputs], -1).long(),
-            position_ids=chosen.lengths[:, None] + torch.arange(ids.shape[1], device=device),
-            past_key_values=chosen.cache,
-            use_cache=True,
-        ).last_hidden_state
+        states, _ = _extend(model, prefix, [of_row[row] for row in chunk], ids, mask)
         parts.append(states[mask])
         for row in chunk:
             following = count + len(completions[row]) - 1
@@ -271,9 +288,13 @@ def _plain_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[T
     """[N, D] the same from the forward of every whole sequence."""
     sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
     ids, mask = pad([sequence[:-1] for sequence in sequences], model.device)
-    states = model.get_decoder()(
-        input_ids=ids, attention_mask=mask.long(), use_cache=False
-    ).last_hidden_state
+    decoder = model.get_decoder()
+    if applies_to(model):
+        with shared_attention(model):
+            output = decoder(input_ids=ids, attention_mask=mask[:, None, None], use_cache=False)
+    else:
+        output = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    states = output.last_hidden_state
     position = torch.arange(ids.shape[1], device=model.device)
     starts = _long([len(prompt) - 1 for prompt in prompts], model.device)
     hidden: Tensor = states[mask & (position >= starts[:, None])]

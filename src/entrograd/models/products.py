@@ -1,13 +1,15 @@
-"""Matrix products of inference on a CPU, by oneDNN where torch would call MKL.
+"""Matrix products of inference on a CPU, by oneDNN on weights packed once.
 
 Torch multiplies float32 matrices with MKL, which leaves much of a processor not made by Intel
-unused: at 128 rows oneDNN is twice as fast on an AMD Zen 5, in the same precision (both sum in
-float32; they round differently). It knows no gradients, hence inference alone.
+unused, and lays bfloat16 weights out anew in every product. oneDNN on packed weights is, at 16 rows
+of SmolLM2-135M on an AMD Zen 5, 2.4 times as fast in float32 and 1.4 times in bfloat16, in the same
+precision (sums in float32). It knows no gradients, hence inference alone; the packed weights are
+a second copy while it lasts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,38 +17,54 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Linear
+from torch.nn.functional import linear
+
+Product = Callable[[Tensor], Tensor]
+
+ROWS = 16  # the number of rows that weights are packed for; others cost little more
+
+
+def product(weight: Tensor, bias: Tensor | None = None) -> Product:
+    """inputs [..., K] -> inputs @ weight.T + bias, for weight [N, K] as it is now; no gradient
+    flows."""
+    if not uses_onednn(weight):
+        return partial(linear, weight=weight, bias=bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    return partial(_packed_linear, packed, bias)
 
 
 def uses_onednn(weight: Tensor) -> bool:
-    """Whether `linear` on this weight is oneDNN's: float32 on a CPU that torch has it for."""
+    """Whether products with this weight are oneDNN's: on a CPU, in a precision it has there."""
     return (
         weight.device.type == "cpu"
-        and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
+        and (
+            weight.dtype == torch.float32
+            or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
     )
 
 
-def linear(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
-    """[..., K] inputs @ weight.T + bias, with weight [N, K]; no gradient flows."""
-    if not uses_onednn(weight):
-        return torch.nn.functional.linear(inputs, weight, bias)
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-    return product
+def _packed_linear(packed: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
+    return result
 
 
 @contextmanager
-def inference(model: Any) -> Iterator[None]:
-    """Inference mode in which the model's linear layers are `linear`."""
+def inference(model: Any) -> Iterator[Product]:
+    """Inference mode in which the model's linear layers are `product`s of their weights. Yields
+    that of the output head: states [N, D] -> logits [N, V]."""
+    head = model.get_output_embeddings()
     layers = [
         module
         for module in model.modules()
-        if type(module) is Linear and uses_onednn(module.weight) and "forward" not in vars(module)
+        if type(module) is Linear and module is not head and "forward" not in vars(module)
     ]
     try:
-        for layer in layers:
-            vars(layer)["forward"] = partial(linear, layer.weight, layer.bias)
         with torch.inference_mode():
-            yield
+            for layer in layers:
+                vars(layer)["forward"] = product(layer.weight, layer.bias)
+            yield product(head.weight)
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)

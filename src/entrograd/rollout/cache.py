@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
+
+from entrograd.numerics.precision import accumulation
 
 CHUNK = 64  # places a buffer grows by
 
 
 class _Layer(DynamicLayer):
-    """One layer's buffers, [rows to spare, H, places to spare, D]."""
+    """One layer's buffers, [rows to spare, H, places to spare, D]; the keys lie in memory as
+    [.., D, places]: queries on them are then a product of two matrices as they lie."""
 
     keys: Any
     values: Any
@@ -37,17 +39,19 @@ class _Layer(DynamicLayer):
         self.values[rows, :, lengths] = value_states[:, :, 0]
         return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
 
-    def reserve(self, rows: int, places: int, like: Any) -> None:
-        """Room for `rows` rows of `places` states in the dtype and shape of `like`."""
+    def reserve(self, rows: int, places: int, keys: Tensor, values: Tensor) -> None:
+        """Room for `rows` rows of `places` states in the dtype and shape of those given."""
         have = self.keys.shape if self.is_initialized else (0, 0, 0, 0)
         if have[0] >= rows and have[2] >= places:
             return
-        shape = (max(rows, have[0]), like.keys.shape[1], max(places, have[2]))
-        for name in ("keys", "values"):
-            grown = getattr(like, name).new_zeros(*shape, getattr(like, name).shape[-1])
-            if self.is_initialized:
-                grown[: have[0], :, : have[2]] = getattr(self, name)
-            setattr(self, name, grown)
+        shape = (max(rows, have[0]), keys.shape[1])
+        width = max(places, have[2])
+        grown_keys = keys.new_zeros(*shape, keys.shape[-1], width).transpose(-1, -2)
+        grown_values = values.new_zeros(*shape, width, values.shape[-1])
+        if self.is_initialized:
+            grown_keys[: have[0], :, : have[2]] = self.keys
+            grown_values[: have[0], :, : have[2]] = self.values
+        self.keys, self.values = grown_keys, grown_values
         self.is_initialized = True
 
 
@@ -68,16 +72,17 @@ class RowCache(Cache):
         old, count = len(self.lengths), len(rows)
         self.lengths = torch.cat([self.lengths, prefix.lengths[rows]])
         places = prefix.mask.shape[1]
-        self.reserve(places, prefix.cache.layers)
-        for layer, source in zip(self.buffers, prefix.cache.layers, strict=True):
-            layer.keys[old : old + count, :, :places] = source.keys[rows]
-            layer.values[old : old + count, :, :places] = source.values[rows]
+        self.reserve(places, prefix.states)
+        for layer, (keys, values) in zip(self.buffers, prefix.states, strict=True):
+            layer.keys[old : old + count, :, :places] = keys[rows]
+            layer.values[old : old + count, :, :places] = values[rows]
 
-    def reserve(self, places: int, like: Sequence[Any] | None = None) -> None:
+    def reserve(self, places: int, like: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
         """Room for `places` states in every row."""
         places = -(-places // CHUNK) * CHUNK
-        for layer, source in zip(self.buffers, like or self.buffers, strict=True):
-            layer.reserve(len(self.lengths), places, source)
+        like = like or [(layer.keys, layer.values) for layer in self.buffers]
+        for layer, (keys, values) in zip(self.buffers, like, strict=True):
+            layer.reserve(len(self.lengths), places, keys, values)
 
     def drop(self, rows: list[int]) -> list[int]:
         """Remove rows. Returns the order left: at each place the former row that stands there."""
@@ -122,15 +127,17 @@ def grouped_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one new token a row. The query heads that share a key head are taken as that
-    head's queries, so no key is ever repeated.
+    head's queries, so no key is ever repeated. Two plain products: torch's fused kernels are made
+    for many queries and take twice as long for one.
 
     query [R, H * G, 1, D]; key, value [R, H, W, D]; returns [R, 1, H * G, D].
     """
     rows, heads, _one, size = query.shape
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)
-    output = scaled_dot_product_attention(
-        grouped, key, value, attn_mask=attention_mask, scale=scaling
-    )
+    scale = size**-0.5 if scaling is None else scaling
+    scores = (grouped @ key.transpose(-1, -2)).to(accumulation(query)) * scale
+    scores += attention_mask
+    output = scores.softmax(-1).to(value.dtype) @ value
     return output.reshape(rows, 1, heads, -1), None
 
 

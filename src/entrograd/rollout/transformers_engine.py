@@ -22,7 +22,7 @@ from torch import Tensor
 from entrograd.errors import InputError
 from entrograd.models.forward import compute_prefix, output_head
 from entrograd.models.load import context_length, policy_version
-from entrograd.models.products import inference, linear
+from entrograd.models.products import Product, inference
 from entrograd.progress import Progress
 from entrograd.rollout.cache import RowCache, grouped_decoding
 from entrograd.rollout.engine import (
@@ -83,8 +83,8 @@ class TransformersEngine:
         decoding = _Decoding(self, requests, sampling, seed, progress)
         while True:
             try:
-                with inference(self.model):
-                    decoding.run(self.token_budget)
+                with inference(self.model) as head:
+                    decoding.run(head, self.token_budget)
                 return decoding.completions()
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
@@ -127,15 +127,15 @@ class _Decoding:
         self.reasons: dict[int, str] = {}
         self.rows = 0  # computed at once, most recently
 
-    def run(self, token_budget: int) -> None:
-        """Draw all requests that have no completion yet."""
+    def run(self, head: Product, token_budget: int) -> None:
+        """Draw all requests that have no completion yet; `head` gives the logits of states."""
         model, sampling = self.engine.model, self.sampling
-        head = output_head(model)
+        weight = output_head(model)
         waiting = self._units(token_budget)
         alive = torch.zeros(0, dtype=torch.long)  # the request of each row
         noise = np.zeros((0, self.tokens.shape[1]))
         cache = RowCache(model.config.get_text_config().num_hidden_layers, self.device)
-        hidden = torch.zeros(0, head.shape[1], dtype=head.dtype, device=self.device)
+        hidden = torch.zeros(0, weight.shape[1], dtype=weight.dtype, device=self.device)
         full = 0
         while waiting or len(alive):
             if waiting and len(alive) <= (1 - REFILL_SHARE) * full:
@@ -145,7 +145,7 @@ class _Decoding:
                     hidden = torch.cat([hidden, self._prefill(cache, entering)])
                     alive = torch.cat([alive, torch.tensor(entering)])
                     noise = np.concatenate([noise, [self._noise(i) for i in entering]])
-            logits = linear(head, None, hidden)
+            logits = head(hidden)
             position = self.counts[alive]
             early = position < sampling.min_new_tokens
             if early.any():
