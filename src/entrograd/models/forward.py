@@ -220,7 +220,7 @@ def _extend(
     positions = places + prefix.lengths[rows, None] if prefix else places
     arguments = {"input_ids": ids, "position_ids": positions, "use_cache": True}
     if applies_to(model):
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         if prefix:
             cache = after(prefix.states, rows_by_prompt(prompts, prefix.lengths.tolist()))
         unused = mask[:, None, None]  # of four dimensions: transformers makes none of its own
