@@ -20,6 +20,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def summary(
             "spread": {n: (max(v) - min(v)) / medians[n] for n, v in times.items()},
         }
     last = turns["ours"][-1]
-    rate = product_rate(getattr(torch, last["dtype"]), torch.device("cpu"))
+    counter = time.process_time if clock == "cpu_seconds" else time.perf_counter
+    rate = product_rate(getattr(torch, last["dtype"]), torch.device("cpu"), clock=counter)
     seconds = phases["scoring+update"]["ours"]
     return {
         "prompt": shape[0],

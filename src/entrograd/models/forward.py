@@ -20,7 +20,13 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from entrograd.errors import InputError
-from entrograd.models.attention import after, applies_to, rows_by_prompt, shared_attention
+from entrograd.models.attention import (
+    after,
+    applies_to,
+    full_attention,
+    rows_by_prompt,
+    shared_attention,
+)
 from entrograd.numerics.logprobs import logprobs_and_entropies
 
 Tokens = Sequence[int]
@@ -139,13 +145,9 @@ def output_head(model: Any) -> Tensor:
 
 
 def shares_prompts(model: Any) -> bool:
-    """Whether the model's attention lets completions attend to a padded, cached prompt: full
-    attention in every layer does, sliding windows and recurrent states do not. Weights divided
-    among processes do not: all must make equally many passes."""
-    if isinstance(output_head(model), DTensor):
-        return False
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
-    return all(kind == "full_attention" for kind in kinds)
+    """Whether completions can attend to a padded, cached prompt: full attention in every layer
+    does that. Weights divided among processes do not: all must make equally many passes."""
+    return full_attention(model) and not isinstance(output_head(model), DTensor)
 
 
 def common_prefix(prompts: Sequence[Tokens]) -> int:
