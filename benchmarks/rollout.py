@@ -24,7 +24,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from entrograd import io
-from entrograd.models.load import load_model, load_tokenizer
+from entrograd.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
 from entrograd.params import RolloutParams, Sampling, check
 from entrograd.rollout.engine import Request
 from entrograd.rollout.engines import open_engine
@@ -104,12 +104,14 @@ def main() -> int:
     """Run, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="models/base", help="model folder (models/base)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (3)")
     parser.add_argument("--longest", type=int, default=LONGEST, help="new tokens at most (256)")
     parser.add_argument("--out", default="benchmarks/results/rollout.json")
     options = parser.parse_args()
     folder, tokenizer = Path(options.model), load_tokenizer(options.model)
+    dtype = resolve_dtype(options.dtype, resolve_device("auto"))
+    options.dtype = str(dtype).removeprefix("torch.")
     model = load_model(folder, options.dtype, "auto")
 
     def opened(name: str) -> Any:
