@@ -163,9 +163,7 @@ class _Block:
             read = torch.baddbmm(read, weights[..., : self.length], seen)
         return read
 
-    def add(
-        self, states: Tensor, prompt_states: Tensor, weights: Tensor, queries: Tensor
-    ) -> None:
+    def add(self, states: Tensor, prompt_states: Tensor, weights: Tensor, queries: Tensor) -> None:
         """Add weights' [length + last, R] queries [H, R, D] to the gradients of the states."""
         count = self.rows.stop - self.rows.start
         by_row = weights[..., self.length :].unflatten(1, (count, -1)).flatten(0, 1)
