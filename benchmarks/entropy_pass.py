@@ -28,8 +28,9 @@ import numpy as np
 import torch
 
 from entrograd import io
-from entrograd.models.forward import batches, completion_logprobs, pad
+from entrograd.models.forward import batches, completion_logprobs
 from entrograd.models.load import load_model
+from entrograd.models.prefix import pad
 
 SETS = {"groups": (1, 8), "single": (4, 1)}  # prompts, completions a prompt; times --scale
 PROMPT, SHORTEST, LONGEST = 96, 16, 256

@@ -9,27 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
-from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from entrograd.errors import InputError
-from entrograd.models.attention import (
-    after,
-    applies_to,
-    full_attention,
-    rows_by_prompt,
-    shared_attention,
-)
+from entrograd.models.attention import applies_to, full_attention, shared_attention
+from entrograd.models.prefix import Tokens, common_prefix, compute_prefix, extend, long_tensor, pad
 from entrograd.numerics.logprobs import logprobs_and_entropies
 
-Tokens = Sequence[int]
 TokenValues = tuple[list[float], list[float]]
 
 # A completion is computed with longer ones if it is at least this share of the longest among them.
@@ -57,7 +48,9 @@ def completion_logprobs(
         logprobs [N] (differentiable in the model's weights) and entropies [N] (detached), in
         nats, N the completions' tokens one after another.
     """
-    targets = _long([token for completion in completions for token in completion], model.device)
+    targets = long_tensor(
+        [token for completion in completions for token in completion], model.device
+    )
     head = output_head(model)
     recomputed = torch.is_grad_enabled() and model.is_gradient_checkpointing
     if share_prompts is None:
@@ -150,14 +143,6 @@ def shares_prompts(model: Any) -> bool:
     return full_attention(model) and not isinstance(output_head(model), DTensor)
 
 
-def common_prefix(prompts: Sequence[Tokens]) -> int:
-    """How many leading tokens all prompts share, at most one less than the shortest has."""
-    ordered = sorted(tuple(prompt) for prompt in prompts)
-    pairs = zip(ordered[0], ordered[-1], strict=False)  # all others lie between these two
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return min(shared, min(len(prompt) for prompt in prompts) - 1)
-
-
 def saved_tokens(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> int:
     """Token positions, padding included, that the plain forward computes and the shared one does
     not; negative where the shared one computes more."""
@@ -171,83 +156,6 @@ def saved_tokens(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> in
     return len(prompts) * longest - shared
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """Q computed prompts, padded on the right to P tokens."""
-
-    states: list[tuple[Tensor, Tensor]]  # a layer's keys and values, [Q, H, P, D] each
-    last: Tensor  # [Q, D] state at each prompt's last token
-    mask: Tensor  # [Q, P] bool, False at padding
-    lengths: Tensor  # [Q] prompt lengths
-
-
-def compute_prefix(model: Any, prompts: Sequence[Tokens]) -> Prefix:
-    """The shared beginning of all prompts once, then each prompt's rest, padded on the right."""
-    device, count = model.device, len(prompts)
-    shared = common_prefix(prompts)
-    beginning = None
-    if shared:
-        ids, mask = pad([prompts[0][:shared]], device)
-        last, states = _extend(model, None, [0], ids, mask)
-        beginning = Prefix(states, last[:, -1], mask, mask.sum(-1))
-    ids, mask = pad([prompt[shared:] for prompt in prompts], device)
-    hidden, states = _extend(model, beginning, [0] * count, ids, mask)
-    if beginning:
-        both = zip(beginning.states, states, strict=True)
-        states = [
-            (_behind(keys, more_keys), _behind(values, more_values))
-            for (keys, values), (more_keys, more_values) in both
-        ]
-        mask = torch.cat([beginning.mask.expand(count, -1), mask], -1)
-    lengths = mask.sum(-1)
-    last = hidden[torch.arange(count, device=device), lengths - shared - 1]
-    return Prefix(states, last, mask, lengths)
-
-
-def _behind(one: Tensor, many: Tensor) -> Tensor:
-    """States [1, H, P, D], then [Q, H, R, D] of each row."""
-    return torch.cat([one.expand(len(many), -1, -1, -1), many], 2)
-
-
-def _extend(
-    model: Any, prefix: Prefix | None, prompts: list[int], ids: Tensor, mask: Tensor
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Compute `ids` [B, T], real where `mask`, behind the prefix's `prompts`, B ascending indexes.
-
-    Returns [B, T, D] and the new tokens' keys and values [B, H, T, D] of each layer.
-    """
-    device, decoder = model.device, model.get_decoder()
-    places = torch.arange(ids.shape[1], device=device).expand_as(ids)
-    rows = _long(prompts, device)
-    positions = places + prefix.lengths[rows, None] if prefix else places
-    arguments = {"input_ids": ids, "position_ids": positions, "use_cache": True}
-    if applies_to(model):
-        cache: Any = DynamicCache()
-        if prefix:
-            cache = after(prefix.states, rows_by_prompt(prompts, prefix.lengths.tolist()))
-        unused = mask[:, None, None]  # of four dimensions: transformers makes none of its own
-        with shared_attention(model):
-            output = decoder(**arguments, past_key_values=cache, attention_mask=unused)
-    else:
-        cache, seen = DynamicCache(), torch.ones_like(mask)  # causal: no padding is ever seen
-        if prefix:
-            for layer, (keys, values) in enumerate(prefix.states):
-                cache.update(keys[rows], values[rows], layer)
-            seen = torch.cat([prefix.mask[rows], seen], -1)
-        output = decoder(**arguments, past_key_values=cache, attention_mask=seen.long())
-    length = ids.shape[1]
-    states = [(layer.keys[:, :, -length:], layer.values[:, :, -length:]) for layer in cache.layers]
-    return output.last_hidden_state, states
-
-
-def pad(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
-    """ids [B, T] (0 at padding, on the right) and mask [B, T] bool."""
-    width = max(len(sequence) for sequence in sequences)
-    ids = _long([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], device)
-    lengths = _long([len(sequence) for sequence in sequences], device)
-    return ids, torch.arange(width, device=device) < lengths[:, None]
-
-
 def _shared_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Tensor:
     """[N, D] the states that predict each completion token, prompts computed once."""
     device = model.device
@@ -256,19 +164,19 @@ def _shared_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[
     of_row = [index[tuple(prompt)] for prompt in prompts]
     prefix = compute_prefix(model, list(unique))
     # the first token of each completion, then the others by chunk
-    parts = [prefix.last[_long(of_row, device)]]
+    parts = [prefix.last[long_tensor(of_row, device)]]
     places = [[row] for row in range(len(completions))]
     count = len(completions)
     for chunk in length_chunks([len(completion) - 1 for completion in completions]):
         chunk.sort(key=lambda row: of_row[row])
         ids, mask = pad([completions[row][:-1] for row in chunk], device)
-        states, _ = _extend(model, prefix, [of_row[row] for row in chunk], ids, mask)
+        states, _ = extend(model, prefix, [of_row[row] for row in chunk], ids, mask)
         parts.append(states[mask])
         for row in chunk:
             following = count + len(completions[row]) - 1
             places[row] += range(count, following)
             count = following
-    return torch.cat(parts)[_long([place for row in places for place in row], device)]
+    return torch.cat(parts)[long_tensor([place for row in places for place in row], device)]
 
 
 def length_chunks(lengths: Sequence[int]) -> list[list[int]]:
@@ -298,7 +206,7 @@ def _plain_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[T
         output = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False)
     states = output.last_hidden_state
     position = torch.arange(ids.shape[1], device=model.device)
-    starts = _long([len(prompt) - 1 for prompt in prompts], model.device)
+    starts = long_tensor([len(prompt) - 1 for prompt in prompts], model.device)
     hidden: Tensor = states[mask & (position >= starts[:, None])]
     return hidden
 
@@ -329,7 +237,3 @@ def _layers_recomputed(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-
-
-def _long(values: Any, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.long, device=device)

@@ -68,7 +68,7 @@ class RowCache(Cache):
         self.width = 0
 
     def append(self, prefix: Any, rows: Tensor) -> None:
-        """New rows, each a copy of the computed prompt (models.forward.Prefix) at `rows`."""
+        """New rows, each a copy of the computed prompt (models.prefix.Prefix) at `rows`."""
         old, count = len(self.lengths), len(rows)
         self.lengths = torch.cat([self.lengths, prefix.lengths[rows]])
         places = prefix.mask.shape[1]

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.models.forward import compute_prefix, output_head
+from entrograd.models.forward import output_head
 from entrograd.models.load import context_length, policy_version
+from entrograd.models.prefix import compute_prefix
 from entrograd.models.products import Product, inference
 from entrograd.progress import Progress
 from entrograd.rollout.cache import RowCache, grouped_decoding
