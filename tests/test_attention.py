@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from entrograd.models import attention
 from entrograd.models.attention import Rows, SharedAttention, rows_by_prompt
+from entrograd.models.forward import score
+from entrograd.models.load import load_model
 
 SCALE = 0.3
 
@@ -138,3 +142,14 @@ def test_bfloat16_is_as_near_to_the_truth_as_eager_attention(places: int) -> Non
 
     ours = SharedAttention.apply(*given, WHERE, SCALE)
     assert distance(ours) < 1.05 * distance(eager(*given))
+
+
+def test_threads_take_turns(tiny_model: Path) -> None:
+    """Many forward passes of one model at a time: each gets the result it gets alone."""
+    model = load_model(tiny_model, "float32", "cpu")
+    rows = [[5 + i, 6, 7, 8] for i in range(24)]
+    alone = [score(model, [row[:2]], [row[2:]], 1.0, 64) for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda row: score(model, [row[:2]], [row[2:]], 1.0, 64), rows))
+    assert together == alone
+    assert model.config._attn_implementation == "sdpa"

@@ -9,8 +9,9 @@ eight times as long for a backward pass in bfloat16.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -250,24 +251,40 @@ def full_attention(model: Any) -> bool:
     return all(kind == "full_attention" for kind in kinds)
 
 
+def fused(model: Any) -> bool:
+    """Whether torch's fused attention was chosen for the model, in whose place ours can stand (and
+    may stand just now, in another thread)."""
+    name: str = model.get_decoder().config._attn_implementation
+    return name == "sdpa" or name.startswith("entrograd_")
+
+
 def applies_to(model: Any) -> bool:
     """Whether the model's attention can be this one: full attention on a CPU, where torch's own
     was chosen and no backward pass runs the layers again."""
     return (
         model.device.type == "cpu"
-        and model.get_decoder().config._attn_implementation == "sdpa"
+        and fused(model)
         and full_attention(model)
         and not (torch.is_grad_enabled() and model.is_gradient_checkpointing)
     )
 
 
+_switching = threading.RLock()
+
+
 @contextmanager
-def shared_attention(model: Any) -> Iterator[None]:
-    """The model's attention is this one."""
+def implementation(model: Any, name: str) -> Iterator[None]:
+    """The model's attention is the one registered as `name`, for one thread at a time."""
     config = model.get_decoder().config
-    before = config._attn_implementation
-    config._attn_implementation = "entrograd_shared"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    with _switching:
+        before = config._attn_implementation
+        config._attn_implementation = name
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+
+def shared_attention(model: Any) -> AbstractContextManager[None]:
+    """The model's attention is this one."""
+    return implementation(model, "entrograd_shared")

@@ -7,7 +7,7 @@ else, a finished row is overwritten by the last one, and waiting prompts enter a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
+from entrograd.models.attention import fused, implementation
 from entrograd.numerics.precision import accumulation
 
 CHUNK = 64  # places a buffer grows by
@@ -144,15 +145,7 @@ def grouped_attention(
 AttentionInterface.register("entrograd_grouped", grouped_attention)
 
 
-@contextmanager
-def grouped_decoding(model: Any) -> Iterator[None]:
+def grouped_decoding(model: Any) -> AbstractContextManager[None]:
     """The model's attention is `grouped_attention`, where it calls one through transformers'
     interface as plain softmax attention does."""
-    config = model.get_decoder().config
-    before = config._attn_implementation
-    if before == "sdpa":
-        config._attn_implementation = "entrograd_grouped"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return implementation(model, "entrograd_grouped") if fused(model) else nullcontext()
