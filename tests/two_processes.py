@@ -76,6 +76,9 @@ def main(folder: Path) -> None:
     inputs = folder / "inputs"
     inputs.mkdir()
     prepare(inputs)
+    # AdamW divides by the size of a gradient: where that is rounding, the order of sums decides
+    # the sign of an update of size lr. At the 0.01 of tests/chaos.py it outgrows what is compared.
+    calm = variant(inputs, "calm", train_online={"optimizer": {"lr": 0.0005}})
     reference = write_tiny_model(inputs / "other", seed=5, characters="0123456789 =\n")
     penalty = variant(
         inputs,
@@ -105,13 +108,13 @@ def main(folder: Path) -> None:
     whole("train_offline", untied, "untied-1", 1)
     whole("train_offline", untied, "untied-sharded", 2, **SHARDED)
     for stage in STAGES:
-        whole(stage, inputs, f"{stage}-1", 1)
-        whole(stage, inputs, f"{stage}-2", 2)
+        whole(stage, calm, f"{stage}-1", 1)
+        whole(stage, calm, f"{stage}-2", 2)
         whole(stage, plain, f"{stage}-plain-1", 1)
         whole(stage, plain, f"{stage}-plain-sharded", 2, **SHARDED)
     for name, given, first, then in (
-        ("train_online", inputs, (1, {}), (2, {})),
-        ("train_online", inputs, (2, {}), (1, {})),
+        ("train_online", calm, (1, {}), (2, {})),
+        ("train_online", calm, (2, {}), (1, {})),
         ("train_online-plain", plain, (1, {}), (2, SHARDED)),
         ("train_online-plain", plain, (2, SHARDED), (1, {})),
     ):
