@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from conftest import ROOT, write_tiny_model
+from conftest import ROOT, write_prompts, write_tiny_model
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked child must not share a pool of threads
 
@@ -54,18 +54,7 @@ def prepare(folder: Path) -> None:
     )
     params["train_online"]["checkpoint"] = checkpoint
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    rows = [
-        {
-            "prompt_id": f"id{i}",
-            "source": "s",
-            "split": "train",
-            "problem": f"{i}",
-            "answers": list("0123456789"),
-            "prompt_text": f"{i} = ",
-        }
-        for i in range(10)
-    ]
-    io.write_table(folder / "prompts.parquet", rows, "prompts")
+    write_prompts(folder / "prompts.parquet", 10)
     draw = random.Random(0)
     annotated = []
     for prompt in range(6):

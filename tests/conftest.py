@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.update(
     {
@@ -69,6 +70,44 @@ def write_tiny_model(
     model.save_pretrained(path)
     fast.save_pretrained(path)
     return path
+
+
+def write_prompts(path: Path, count: int) -> None:
+    """A table of `count` training prompts `0 = `, `1 = `, ... that any digit answers: a random
+    model hits some."""
+    from entrograd import io
+
+    rows = [
+        {
+            "prompt_id": f"id{i}",
+            "source": "s",
+            "split": "train",
+            "problem": f"{i}",
+            "answers": list("0123456789"),
+            "prompt_text": f"{i} = ",
+        }
+        for i in range(count)
+    ]
+    io.write_table(path, rows, "prompts")
+
+
+def online_hashes(params: Any, model: Path, folder: Path, name: str) -> list[str]:
+    """Train online on `folder`/prompts.parquet, resuming what a run of this name left; the hashes
+    of weights, rounds and curve."""
+    from entrograd import io
+    from entrograd.train.online import train_online
+
+    (folder / f"work-{name}").mkdir(exist_ok=True)
+    train_online(
+        params,
+        model,
+        folder / "prompts.parquet",
+        folder / name,
+        folder / f"rounds-{name}",
+        folder / f"{name}.csv",
+        folder / f"work-{name}",
+    )
+    return [io.sha256(folder / part) for part in (name, f"rounds-{name}", f"{name}.csv")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from entrograd import io, params
-from entrograd.annotate.annotate import annotate, annotate_rows
+from entrograd.annotate.annotate import annotate
 from entrograd.annotate.clusters import by_answer
+from entrograd.annotate.groups import annotate_rows
 from entrograd.annotate.summary import check_alarms, summarise_rows
 from entrograd.errors import InputError
 from entrograd.models.load import load_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,31 @@ def states(seed: int, places: int, dtype: torch.dtype = torch.float64) -> list[T
     return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
 
 
+PROMPTS = [(0, 4), (0, 4), (1, 1), (2, 3), (2, 3)]  # of each row: its place and length
 WHERE = rows_by_prompt([0, 0, 1, 2, 2], [4, 1, 3])
 
 
-def plain(query: Tensor, keys: Tensor, values: Tensor, *prompts: Tensor) -> Tensor:
-    """torch's attention, a row at a time, on repeated keys."""
-    rows = []
-    for row, (prompt, length) in enumerate([(0, 4), (0, 4), (1, 1), (2, 3), (2, 3)]):
+def whole_rows(
+    query: Tensor, keys: Tensor, values: Tensor, *prompts: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """A row at a time: its queries, all keys and values of each query head, and what is seen."""
+    for row, (prompt, length) in enumerate(PROMPTS):
         key, value = (
             torch.cat([of_prompts[prompt, :, :length], own[row]], 1).repeat_interleave(2, 0)
             for of_prompts, own in zip(prompts, (keys, values), strict=True)
         )
         count = query.shape[2]
-        mask = torch.ones(count, length + count, dtype=torch.bool).tril(length)
-        rows.append(
-            scaled_dot_product_attention(query[row], key, value, attn_mask=mask, scale=SCALE)
-        )
-    return torch.stack(rows)
+        yield query[row], key, value, torch.ones(count, length + count).bool().tril(length)
+
+
+def plain(*given: Tensor) -> Tensor:
+    """torch's attention, a row at a time, on repeated keys."""
+    return torch.stack(
+        [
+            scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=SCALE)
+            for query, key, value, seen in whole_rows(*given)
+        ]
+    )
 
 
 def test_rows_by_prompt() -> None:
@@ -56,7 +65,7 @@ def test_values_by_hand() -> None:
     query, keys, values, prompt_keys, prompt_values = (t.detach() for t in states(0, 3))
     got = SharedAttention.apply(query, keys, values, prompt_keys, prompt_values, WHERE, SCALE)
     for row, head, place in ((0, 0, 0), (1, 3, 2), (2, 1, 1), (4, 2, 2)):
-        prompt, length = [(0, 4), (0, 4), (1, 1), (2, 3), (2, 3)][row]
+        prompt, length = PROMPTS[row]
         of_head = head // 2
         seen = [
             [*past[prompt, of_head, :length].tolist(), *own[row, of_head, : place + 1].tolist()]
@@ -121,16 +130,11 @@ def test_no_prompt() -> None:
 def test_bfloat16_is_as_near_to_the_truth_as_eager_attention(places: int) -> None:
     """Eager: scores and weights rounded to bfloat16, softmax in float32, as transformers has it."""
 
-    def eager(query: Tensor, keys: Tensor, values: Tensor, *prompts: Tensor) -> Tensor:
+    def eager(*given: Tensor) -> Tensor:
         rows = []
-        for row, (prompt, length) in enumerate([(0, 4), (0, 4), (1, 1), (2, 3), (2, 3)]):
-            key, value = (
-                torch.cat([past[prompt, :, :length], own[row]], 1).repeat_interleave(2, 0)
-                for past, own in zip(prompts, (keys, values), strict=True)
-            )
-            scores = query[row] @ key.transpose(-1, -2) * SCALE
-            hidden = ~torch.ones_like(scores, dtype=torch.bool).tril(length)
-            weights = scores.float().masked_fill(hidden, -torch.inf).softmax(-1)
+        for query, key, value, seen in whole_rows(*given):
+            scores = (query @ key.transpose(-1, -2) * SCALE).float()
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
             rows.append(weights.to(value.dtype) @ value)
         return torch.stack(rows)
 

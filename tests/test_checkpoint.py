@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_prompts
 from test_train import annotated_rows, pipeline_params, policy
 
 from entrograd import io, origin
@@ -44,25 +45,6 @@ ALWAYS = {"max_share": 1.0}
 
 class Killed(BaseException):
     """Ends a run as a kill does: no handler of the project catches it."""
-
-
-def prompts_table(path: Path, count: int = 8) -> Path:
-    io.write_table(
-        path,
-        [
-            {
-                "prompt_id": f"id{i}",
-                "source": "s",
-                "split": "train",
-                "problem": f"{i}",
-                "answers": list("0123456789"),
-                "prompt_text": f"{i} = ",
-            }
-            for i in range(count)
-        ],
-        "prompts",
-    )
-    return path
 
 
 def params(**checkpoint: Any) -> Params:
@@ -101,7 +83,7 @@ def run_offline(params: Params, model: Path, folder: Path) -> dict[str, str]:
 
 def run_online(params: Params, model: Path, folder: Path) -> dict[str, str]:
     if not (folder / "prompts.parquet").exists():
-        prompts_table(folder / "prompts.parquet")
+        write_prompts(folder / "prompts.parquet", 8)
     online_module.train_online(
         params,
         model,

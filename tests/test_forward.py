@@ -25,7 +25,6 @@ from entrograd.models.forward import (
     _plain_hidden,
     _shared_hidden,
     batches,
-    common_prefix,
     completion_logprobs,
     length_chunks,
     saved_tokens,
@@ -33,6 +32,7 @@ from entrograd.models.forward import (
     shares_prompts,
 )
 from entrograd.models.load import load_model
+from entrograd.models.prefix import common_prefix
 from entrograd.numerics.logprobs import logprobs_and_entropies
 
 SHAPE: dict[str, Any] = {

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import online_hashes, write_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import pipeline_params
@@ -24,7 +25,6 @@ from entrograd.params import DynamicSampling, GapGate, MethodParams
 from entrograd.train import online as online_module
 from entrograd.train.dynamic import Filled, Group, fill, has_signal
 from entrograd.train.gap import gate, measure
-from entrograd.train.online import train_online
 from entrograd.train.rounds import PromptOrder
 
 
@@ -228,34 +228,10 @@ def test_signal_is_what_the_method_makes_of_a_group() -> None:
 
 
 class TestOnlineDynamic:
-    def run(self, params: Any, model: Path, folder: Path, name: str) -> list[str]:
-        (folder / f"work-{name}").mkdir(exist_ok=True)
-        train_online(
-            params,
-            model,
-            folder / "prompts.parquet",
-            folder / name,
-            folder / f"rounds-{name}",
-            folder / f"{name}.csv",
-            folder / f"work-{name}",
-        )
-        return [io.sha256(folder / part) for part in (name, f"rounds-{name}", f"{name}.csv")]
-
     def test_batches_hold_signal_and_a_killed_run_resumes_to_the_same_bits(
         self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        rows = [
-            {
-                "prompt_id": f"id{i}",
-                "source": "s",
-                "split": "train",
-                "problem": f"{i}",
-                "answers": list("0123456789"),
-                "prompt_text": f"{i} = ",
-            }
-            for i in range(24)
-        ]
-        io.write_table(tmp_path / "prompts.parquet", rows, "prompts")
+        write_prompts(tmp_path / "prompts.parquet", 24)
         params = pipeline_params(
             rollout={"group_size": 6, "sampling": {"max_new_tokens": 1}},
             train_online={
@@ -267,7 +243,7 @@ class TestOnlineDynamic:
             },
             method={"name": "grpo"},
         )
-        whole = self.run(params, tiny_model, tmp_path, "a")
+        whole = online_hashes(params, tiny_model, tmp_path, "a")
         with (tmp_path / "a.csv").open() as file:
             curve = list(csv.DictReader(file))
         assert sum(float(row["groups_carried"]) for row in curve) > 0
@@ -290,8 +266,8 @@ class TestOnlineDynamic:
         monkeypatch.setattr(online_module, "train_step", killed)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                self.run(params, tiny_model, tmp_path, "b")
-        assert self.run(params, tiny_model, tmp_path, "b") == whole
+                online_hashes(params, tiny_model, tmp_path, "b")
+        assert online_hashes(params, tiny_model, tmp_path, "b") == whole
 
 
 class TestAlarms:
@@ -308,7 +284,7 @@ class TestAlarms:
             train_online={"steps": 2, "prompts_per_step": 2},
             method={"name": "grpo"},
         )
-        TestOnlineDynamic().run(settings, model, folder, "a")
+        online_hashes(settings, model, folder, "a")
         with (folder / "a.csv").open() as file:
             return list(csv.DictReader(file))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import online_hashes, write_prompts
 from test_train import pipeline_params
 
 from entrograd import io
@@ -17,7 +18,6 @@ from entrograd.errors import InputError
 from entrograd.models.load import load_model, load_tokenizer
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.train import online as online_module
-from entrograd.train.online import train_online
 
 STEPS = 5
 
@@ -68,29 +68,8 @@ def overlapped(**online: Any) -> Any:
 
 
 def run(params: Any, model: Path, folder: Path, name: str) -> list[str]:
-    rows = [
-        {
-            "prompt_id": f"id{i}",
-            "source": "s",
-            "split": "train",
-            "problem": f"{i}",
-            "answers": list("0123456789"),  # a random model hits some
-            "prompt_text": f"{i} = ",
-        }
-        for i in range(8)
-    ]
-    io.write_table(folder / "prompts.parquet", rows, "prompts")
-    (folder / f"work-{name}").mkdir(exist_ok=True)
-    train_online(
-        params,
-        model,
-        folder / "prompts.parquet",
-        folder / name,
-        folder / f"rounds-{name}",
-        folder / f"{name}.csv",
-        folder / f"work-{name}",
-    )
-    return [io.sha256(folder / part) for part in (name, f"rounds-{name}", f"{name}.csv")]
+    write_prompts(folder / "prompts.parquet", 8)
+    return online_hashes(params, model, folder, name)
 
 
 def plain_logprobs(model: Any, row: dict[str, Any]) -> list[float]:

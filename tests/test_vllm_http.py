@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, write_prompts
 
 from entrograd import io
 from entrograd.errors import InputError
@@ -365,18 +365,7 @@ class OnlineStage:
         self.params["rollout"]["sampling"].update(max_new_tokens=3)
         self.params["method"] = {"name": "grpo", "grpo": {"correction": "truncated"}}
         self.set(steps=3, prompts_per_step=4, dtype="float32", optimizer={"lr": 0.001})
-        rows = [
-            {
-                "prompt_id": f"id{i}",
-                "source": "s",
-                "split": "train",
-                "problem": f"{i}",
-                "answers": list("0123456789"),
-                "prompt_text": f"{i} = ",
-            }
-            for i in range(8)
-        ]
-        io.write_table(folder / "prompts.parquet", rows, "prompts")
+        write_prompts(folder / "prompts.parquet", 8)
 
     def set(self, **online: Any) -> None:
         self.params["train_online"].update(online)

@@ -17,6 +17,8 @@ from entrograd.verify.grade import STATUSES
 
 log = logging.getLogger("entrograd")
 
+WATCHED = ("no_answer", "truncated", "timeout")  # statuses whose shares raise alarms
+
 
 def summarise(annotated: Sequence[Path], groups: Sequence[Path]) -> dict[str, Any]:
     """The numbers of results/annotate.json, from shards of both tables; entropies in nats.
@@ -109,7 +111,7 @@ def _alarms(summary: Mapping[str, Any]) -> Iterator[tuple[str, float, int, str]]
     """Of each alarm: its name, the value it watches, 1 where that may be too large (-1: too small),
     and the value in words."""
     of = f"of {summary['completions']} completions are"
-    for status in ("no_answer", "truncated", "timeout"):
+    for status in WATCHED:
         share = summary["status"][status]
         yield status, share, 1, f"{share:.1%} {of} {status}"
     equal = 1 - summary["groups_with_signal"]

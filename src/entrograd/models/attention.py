@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from entrograd.numerics.precision import accumulation
 
 BLOCK_QUERIES = 128  # neighbouring queries of a completion: those before them see no later key
-BLOCK_SCORES = 1 << 18
+BLOCK_SCORES = 1 << 18  # of all heads: a megabyte in float32
 
 
 class Rows(NamedTuple):
@@ -76,12 +76,10 @@ class SharedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, keys, values, prompt_keys, prompt_values, output = ctx.saved_tensors
+        precision, states = accumulation(query), (keys, values, prompt_keys, prompt_values)
         grad_query = torch.empty_like(query)
-        precision = accumulation(query)
-        grad_keys, grad_values, grad_prompt_keys, grad_prompt_values = (
-            torch.zeros_like(states, dtype=precision)
-            for states in (keys, values, prompt_keys, prompt_values)
-        )
+        grads = [torch.zeros_like(of, dtype=precision) for of in states]
+        of_keys, of_values, of_prompt_keys, of_prompt_values = grads
         for block in _blocks(ctx.where, query, keys):
             weights = block.weights(query, keys, prompt_keys, ctx.scale)
             coming = block.take(grad)
@@ -91,18 +89,9 @@ class SharedAttention(torch.autograd.Function):
             change.sub_(inner).mul_(weights).mul_(ctx.scale)
             change, weights = change.to(query.dtype), weights.to(query.dtype)
             block.put(grad_query, block.read(change, keys, prompt_keys))
-            block.add(grad_keys, grad_prompt_keys, change, block.take(query))
-            block.add(grad_values, grad_prompt_values, weights, coming)
-        like = query.dtype
-        return (
-            grad_query,
-            grad_keys.to(like),
-            grad_values.to(like),
-            grad_prompt_keys.to(like),
-            grad_prompt_values.to(like),
-            None,
-            None,
-        )
+            block.add(of_keys, of_prompt_keys, change, block.take(query))
+            block.add(of_values, of_prompt_values, weights, coming)
+        return grad_query, *(found.to(query.dtype) for found in grads), None, None
 
 
 @dataclass(frozen=True)
@@ -285,6 +274,14 @@ def implementation(model: Any, name: str) -> Iterator[None]:
             config._attn_implementation = before
 
 
-def shared_attention(model: Any) -> AbstractContextManager[None]:
-    """The model's attention is this one."""
-    return implementation(model, "entrograd_shared")
+def decode(model: Any, ids: Tensor, mask: Tensor, **arguments: Any) -> Tensor:
+    """[B, T, D] the decoder's states on ids [B, T], real where `mask`, by this attention.
+
+    `arguments` are the decoder's others. It gets a mask of four dimensions, which transformers
+    takes as it is and nobody reads: causal attention sees no padding on the right.
+    """
+    decoder = model.get_decoder()
+    with implementation(model, "entrograd_shared"):
+        output = decoder(input_ids=ids, attention_mask=mask[:, None, None], **arguments)
+    states: Tensor = output.last_hidden_state
+    return states

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from entrograd.errors import InputError
-from entrograd.models.attention import applies_to, full_attention, shared_attention
+from entrograd.models.attention import applies_to, decode, full_attention
 from entrograd.models.prefix import Tokens, common_prefix, compute_prefix, extend, long_tensor, pad
 from entrograd.numerics.logprobs import logprobs_and_entropies
 
@@ -198,13 +198,12 @@ def _plain_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[T
     """[N, D] the same from the forward of every whole sequence."""
     sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
     ids, mask = pad([sequence[:-1] for sequence in sequences], model.device)
-    decoder = model.get_decoder()
     if applies_to(model):
-        with shared_attention(model):
-            output = decoder(input_ids=ids, attention_mask=mask[:, None, None], use_cache=False)
+        states = decode(model, ids, mask, use_cache=False)
     else:
-        output = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-    states = output.last_hidden_state
+        states = model.get_decoder()(
+            input_ids=ids, attention_mask=mask.long(), use_cache=False
+        ).last_hidden_state
     position = torch.arange(ids.shape[1], device=model.device)
     starts = long_tensor([len(prompt) - 1 for prompt in prompts], model.device)
     hidden: Tensor = states[mask & (position >= starts[:, None])]

@@ -1,4 +1,8 @@
-"""Prompts computed once: their keys and values, what is common to all of them but once."""
+"""Prompts computed once: their keys and values, what is common to all of them but once.
+
+Shapes: Q prompts of up to P tokens, B rows that go on behind them with T tokens, H key heads, D the
+size of a state or of a head.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from entrograd.models.attention import after, applies_to, rows_by_prompt, shared_attention
+from entrograd.models.attention import after, applies_to, decode, rows_by_prompt
 
 Tokens = Sequence[int]
 
@@ -69,28 +73,33 @@ def extend(
 
     Returns [B, T, D] and the new tokens' keys and values [B, H, T, D] of each layer.
     """
-    device, decoder = model.device, model.get_decoder()
+    device = model.device
     places = torch.arange(ids.shape[1], device=device).expand_as(ids)
     rows = long_tensor(prompts, device)
     positions = places + prefix.lengths[rows, None] if prefix else places
-    arguments = {"input_ids": ids, "position_ids": positions, "use_cache": True}
+    cache: Any = DynamicCache()
     if applies_to(model):
-        cache: Any = DynamicCache()
         if prefix:
             cache = after(prefix.states, rows_by_prompt(prompts, prefix.lengths.tolist()))
-        unused = mask[:, None, None]  # of four dimensions: transformers makes none of its own
-        with shared_attention(model):
-            output = decoder(**arguments, past_key_values=cache, attention_mask=unused)
+        hidden = decode(
+            model, ids, mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
     else:
-        cache, seen = DynamicCache(), torch.ones_like(mask)  # causal: no padding is ever seen
+        seen = torch.ones_like(mask)  # causal: padding on the right is never seen
         if prefix:
             for layer, (keys, values) in enumerate(prefix.states):
                 cache.update(keys[rows], values[rows], layer)
             seen = torch.cat([prefix.mask[rows], seen], -1)
-        output = decoder(**arguments, past_key_values=cache, attention_mask=seen.long())
+        hidden = model.get_decoder()(
+            input_ids=ids,
+            attention_mask=seen.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
     length = ids.shape[1]
     states = [(layer.keys[:, :, -length:], layer.values[:, :, -length:]) for layer in cache.layers]
-    return output.last_hidden_state, states
+    return hidden, states
 
 
 def pad(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:

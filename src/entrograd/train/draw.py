@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from entrograd.annotate.annotate import annotate_rows
 from entrograd.annotate.clusters import clusterer
-from entrograd.annotate.summary import check_alarms, summarise_rows
+from entrograd.annotate.groups import annotate_rows
+from entrograd.annotate.summary import WATCHED, check_alarms, summarise_rows
 from entrograd.methods.base import Recipe
 from entrograd.params import Params
 from entrograd.rollout.engine import Engine, Request
@@ -91,15 +91,14 @@ class RoundDrawer:
 
     def _watched(self, number: int, rows: Group, groups: Group) -> dict[str, float]:
         """What the curve has of the rows that were drawn, and how many alarms they raise."""
-        watched = ("no_answer", "truncated", "timeout")
         if not rows:  # the round before left enough
-            none = dict.fromkeys((f"{status}_share" for status in watched), 0.0)
+            none = dict.fromkeys((f"{status}_share" for status in WATCHED), 0.0)
             return {"semantic_entropy": 0.0, **none, "alarms": 0.0}
         summary = summarise_rows(rows, groups)
         alarms = check_alarms(summary, self.params.annotate.alarms, f"step {number + 1}")
         return {
             "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in groups])),
-            **{f"{status}_share": summary["status"][status] for status in watched},
+            **{f"{status}_share": summary["status"][status] for status in WATCHED},
             "alarms": float(alarms),
         }
 
