@@ -185,8 +185,8 @@ def _blocks(where: Sequence[Rows], query: Tensor, keys: Tensor) -> Iterator[_Blo
 class _States(NamedTuple):
     """What a layer's cache hands its attention in place of the keys or the values."""
 
-    own: Tensor
-    prompt: Tensor
+    own: Tensor  # [B, H, T, D]
+    prompt: Tensor  # [Q, H, P, D]
     where: Sequence[Rows]
 
 
@@ -219,8 +219,9 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """`SharedAttention` as transformers calls attention; returns [B, T, H * G, D]. Keys and
-    values that are tensors are those of whole sequences."""
+    """`SharedAttention` as transformers calls attention: query [B, H * G, T, D], returns
+    [B, T, H * G, D]. Keys and values that are tensors [B, H, T, D] are those of whole sequences.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(key, Tensor):
         where = [Rows(slice(0, len(query)), 0, 0)]

@@ -131,7 +131,8 @@ def grouped_attention(
     head's queries, so no key is ever repeated. Two plain products: torch's fused kernels are made
     for many queries and take twice as long for one.
 
-    query [R, H * G, 1, D]; key, value [R, H, W, D]; returns [R, 1, H * G, D].
+    query [R, H * G, 1, D]; key, value [R, H, W, D]; attention_mask [R, 1, 1, W], added to the
+    scores; returns [R, 1, H * G, D].
     """
     rows, heads, _one, size = query.shape
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)
