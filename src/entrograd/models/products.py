@@ -9,19 +9,22 @@ a second copy while it lasts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Linear
+from torch.nn import Linear, Module
 from torch.nn.functional import linear
 
 Product = Callable[[Tensor], Tensor]
 
 ROWS = 16  # the number of rows that weights are packed for; others cost little more
+
+# Names of layers that a model applies to the same input: one product gives all their outputs.
+JOINT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def product(weight: Tensor, bias: Tensor | None = None) -> Product:
@@ -52,19 +55,63 @@ def _packed_linear(packed: Tensor, bias: Tensor | None, inputs: Tensor) -> Tenso
 
 @contextmanager
 def inference(model: Any) -> Iterator[Product]:
-    """Inference mode in which the model's linear layers are `product`s of their weights. Yields
-    that of the output head: states [N, D] -> logits [N, V]."""
+    """Inference mode in which the model's linear layers are `product`s of their weights, those of
+    `JOINT` layers one. Yields that of the output head: states [N, D] -> logits [N, V]."""
     head = model.get_output_embeddings()
-    layers = [
-        module
-        for module in model.modules()
-        if type(module) is Linear and module is not head and "forward" not in vars(module)
-    ]
+    joint = [layers for module in model.modules() for layers in _joint(module)]
+    single = {module for module in model.modules() if _plain(module)} - {head}
+    patched: list[Module] = []
     try:
         with torch.inference_mode():
-            for layer in layers:
-                vars(layer)["forward"] = product(layer.weight, layer.bias)
+            for layers in [*joint, *([layer] for layer in single.difference(*joint))]:
+                outputs = _Outputs(layers)
+                for place, layer in enumerate(layers):
+                    vars(layer)["forward"] = partial(outputs.take, place)
+                    patched.append(layer)
             yield product(head.weight)
     finally:
-        for layer in layers:
+        for layer in patched:
             vars(layer).pop("forward", None)
+
+
+class _Outputs:
+    """The outputs of linear layers that are given the same input, computed for the first of them
+    that is called and kept until the last has taken its part."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        weights = [layer.weight for layer in layers]
+        if len(layers) > 1:
+            weights, biases = [torch.cat(weights)], [torch.cat(biases)] if biases else []
+        self.product = product(weights[0], biases[0] if biases else None)
+        self.sizes = [layer.out_features for layer in layers]
+        self.inputs: Tensor | None = None
+        self.parts: Sequence[Tensor] = ()
+
+    def take(self, place: int, inputs: Tensor) -> Tensor:
+        """The output of the layer at `place`."""
+        if len(self.sizes) == 1:
+            return self.product(inputs)
+        if inputs is not self.inputs:
+            self.inputs, self.parts = inputs, self.product(inputs).split(self.sizes, -1)
+        part = self.parts[place]
+        if place == len(self.sizes) - 1:
+            self.inputs, self.parts = None, ()
+        return part
+
+
+def _plain(module: Module) -> bool:
+    return type(module) is Linear and "forward" not in vars(module)
+
+
+def _joint(module: Module) -> Iterator[list[Any]]:
+    """Its layers, a list for each of `JOINT`, where oneDNN multiplies them (elsewhere the weights
+    put together would be a second copy)."""
+    for names in JOINT:
+        layers = [getattr(module, name, None) for name in names]
+        if (
+            all(isinstance(layer, Module) and _plain(layer) for layer in layers)
+            and all(uses_onednn(layer.weight) for layer in layers)
+            and len({(layer.bias is None, layer.in_features) for layer in layers}) == 1
+        ):
+            yield layers

@@ -16,7 +16,6 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from entrograd.models.attention import fused, implementation
-from entrograd.numerics.precision import accumulation
 
 CHUNK = 64  # places a buffer grows by
 
@@ -34,11 +33,12 @@ class _Layer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
         """Write one state a row behind its others; all states of the rows so far."""
-        lengths, width = self.cache.lengths, self.cache.width
-        rows = torch.arange(len(lengths), device=lengths.device)
-        self.keys[rows, :, lengths] = key_states[:, :, 0]
-        self.values[rows, :, lengths] = value_states[:, :, 0]
-        return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
+        rows, width = len(self.cache.lengths), self.cache.width
+        keys, values = self.keys.transpose(-1, -2), self.values  # as they lie
+        keys.view(-1).index_copy_(0, self.cache.places(keys, -1), key_states.flatten())
+        by_place = values.view(-1, values.shape[-1])
+        by_place.index_copy_(0, self.cache.places(values, -2), value_states.flatten(0, 2))
+        return self.keys[:rows, :, :width], self.values[:rows, :, :width]
 
     def reserve(self, rows: int, places: int, keys: Tensor, values: Tensor) -> None:
         """Room for `rows` rows of `places` states in the dtype and shape of those given."""
@@ -67,6 +67,7 @@ class RowCache(Cache):
         super().__init__(layers=list(self.buffers))
         self.lengths = torch.zeros(0, dtype=torch.long, device=device)
         self.width = 0
+        self._places: dict[tuple[int, ...], Tensor] = {}  # of this step
 
     def append(self, prefix: Any, rows: Tensor) -> None:
         """New rows, each a copy of the computed prompt (models.prefix.Prefix) at `rows`."""
@@ -105,13 +106,24 @@ class RowCache(Cache):
     def step(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """One decoding step, on the mask [R, 1, 1, W] it yields: 0 at a row's states, the new one
         among them, and -inf beyond."""
-        self.width = int(self.lengths.max()) + 1
+        self.width = -(-(int(self.lengths.max()) + 1) // CHUNK) * CHUNK
         self.reserve(self.width)
+        self._places.clear()
         place = torch.arange(self.width, device=self.lengths.device)
         mask = torch.zeros(len(self.lengths), self.width, dtype=dtype, device=place.device)
         mask.masked_fill_(place > self.lengths[:, None], -torch.inf)
         yield mask[:, None, None]
         self.lengths = self.lengths + 1
+
+    def places(self, buffer: Tensor, of_places: int) -> Tensor:
+        """[R * N] where the step's states go in a buffer [rows to spare, .., places to spare, ..]
+        laid flat up to dimension `of_places`; N vectors or numbers a row."""
+        shape = buffer.shape[1 : of_places + buffer.dim() + 1]
+        if shape not in self._places:
+            rows, count = len(self.lengths), shape[:-1].numel()
+            first = torch.arange(rows * count, device=buffer.device).view(rows, count) * shape[-1]
+            self._places[shape] = (first + self.lengths[:, None]).flatten()
+        return self._places[shape]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - transformers' signature
         """States of the widest row."""
@@ -135,12 +147,12 @@ def grouped_attention(
     scores; returns [R, 1, H * G, D].
     """
     rows, heads, _one, size = query.shape
-    grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)
+    grouped = query.reshape(rows * key.shape[1], -1, size)
+    mask = attention_mask.expand(-1, key.shape[1], -1, -1).flatten(0, 1)
     scale = size**-0.5 if scaling is None else scaling
-    scores = (grouped @ key.transpose(-1, -2)).to(accumulation(query)) * scale
-    scores += attention_mask
-    output = scores.softmax(-1).to(value.dtype) @ value
-    return output.reshape(rows, 1, heads, -1), None
+    scores = torch.baddbmm(mask, grouped, key.flatten(0, 1).transpose(-1, -2), alpha=scale)
+    output = scores.softmax(-1) @ value.flatten(0, 1)
+    return output.view(rows, 1, heads, -1), None
 
 
 AttentionInterface.register("entrograd_grouped", grouped_attention)
