@@ -4,6 +4,9 @@ gtpo --seeds 1 2`.
 Each runs in a temporary copy of the commit (`dvc exp run --temp`), so the checkout stays as it is.
 The first one runs alone: what all share, from the base model to the annotated rollouts, is then in
 DVC's cache and is computed once. A failed experiment stops none of the others.
+
+Methods are compared as they are: a reward, credit, modulation or loss that params.yaml takes from
+another method is set aside, but for those that --set names.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from flows import ROOT, dvc
 from flows.pipeline import any_server, quiet
@@ -50,19 +55,32 @@ def experiments(
     settings: Sequence[str] = (),
     prefix: str = "sweep",
     seed_key: str = "train_online.seed",
+    choices: Sequence[str] = (),
 ) -> list[Experiment]:
-    """Every method with every seed, methods outermost; `settings` go to each of them.
+    """Every method with every seed, methods outermost; `settings` go to each of them. `choices` of
+    section `method` that no setting names are the method's own.
 
     Raises SweepError for a name that git would not take.
     """
     chosen = []
+    own_choices = [
+        f"method.{choice}=null"
+        for choice in choices
+        if not any(setting.startswith(f"method.{choice}=") for setting in settings)
+    ]
     for method, seed in itertools.product(dict.fromkeys(methods), dict.fromkeys(seeds)):
         name = f"{prefix}-{method}-{seed}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise SweepError(f"{name}: letters, digits, - and _ make an experiment's name")
-        own = (f"method.name={method}", f"{seed_key}={seed}", *settings)
+        own = (f"method.name={method}", *own_choices, f"{seed_key}={seed}", *settings)
         chosen.append(Experiment(name, own))
     return chosen
+
+
+def choices() -> list[str]:
+    """Which of a method's four choices params.yaml takes from another one."""
+    section = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["method"]
+    return [choice for choice in ("reward", "credit", "modulation", "loss") if section.get(choice)]
 
 
 def check(chosen: Sequence[Experiment], replace: bool) -> str | None:
@@ -207,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         dvc.Project(ROOT).graph()
         if arguments.jobs < 1:
             raise SweepError(f"--jobs {arguments.jobs}: at least 1")
-        chosen = experiments(arguments.methods, arguments.seeds, arguments.set, arguments.prefix)
+        chosen = experiments(
+            arguments.methods, arguments.seeds, arguments.set, arguments.prefix, choices=choices()
+        )
         note = check(chosen, arguments.replace)
         if note:
             print(f"sweep: {note}", file=sys.stderr)

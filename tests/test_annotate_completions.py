@@ -274,7 +274,7 @@ def test_text_alone_is_annotated_and_trained_on(
         tmp_path / "curve.csv",
         tmp_path / "resume_training",
     )
-    assert line.startswith("2 steps of gtpo over 3 groups")
+    assert line.startswith("2 steps of gtpo (modulation: seed_grpo) over 3 groups")
     before, after = (path / "model.safetensors" for path in (tiny_model, tmp_path / "trained"))
     assert io.sha256(before) != io.sha256(after)
 

@@ -36,6 +36,7 @@ from entrograd.train.checkpoint import (
     random_state,
     set_random_state,
 )
+from entrograd.train.needs import COLUMNS
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.rounds import PromptOrder, Round, Rounds
 from entrograd.train.setup import Policy
@@ -215,7 +216,9 @@ def test_keeps_the_last_and_the_best(tiny_model: Path, tmp_path: Path) -> None:
 def test_the_best_weights_come_out(tiny_model: Path, tmp_path: Path) -> None:
     run_offline(params(keep_best="-loss"), tiny_model, tmp_path)
     with (tmp_path / "curve.csv").open() as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        curve = list(csv.DictReader(file))
+    assert set(curve[0]) <= COLUMNS
+    losses = [float(row["loss"]) for row in curve]
     best = min(range(1, len(losses)), key=lambda step: losses[step])
     assert (tmp_path / "out/best/config.json").exists()
     found = policy_version(load_model(tmp_path / "out/best", "float32", "cpu"))

@@ -200,6 +200,22 @@ def test_experiments_are_methods_by_seeds() -> None:
         sweep.experiments(["a b"], [1])
 
 
+def test_a_sweep_compares_methods_without_what_params_take_from_others(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("method: {name: gtpo, modulation: seed_grpo, loss: dapo}")
+    assert sweep.choices() == ["modulation", "loss"]
+    [plain] = sweep.experiments(["grpo"], [1], choices=sweep.choices())
+    assert plain.settings[:3] == ("method.name=grpo", "method.modulation=null", "method.loss=null")
+    kept = "method.modulation=seed_grpo"
+    [modulated] = sweep.experiments(["grpo"], [1], [kept], choices=sweep.choices())
+    assert modulated.settings[1] == "method.loss=null"
+    assert modulated.settings[-1] == kept
+    from dvc.utils.hydra import apply_overrides  # as `dvc exp run -S` does
+
+    apply_overrides(checkout / "params.yaml", list(plain.settings[:3]))
+    method = yaml.safe_load((checkout / "params.yaml").read_text())["method"]
+    assert method == {"name": "grpo", "modulation": None, "loss": None}
+
+
 def test_sweep_needs_a_commit_and_says_what_is_uncommitted(checkout: Path) -> None:
     chosen = sweep.experiments(["grpo"], [1])
     with pytest.raises(sweep.SweepError, match="git add and commit first"):

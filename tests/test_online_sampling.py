@@ -25,6 +25,7 @@ from entrograd.params import DynamicSampling, GapGate, MethodParams
 from entrograd.train import online as online_module
 from entrograd.train.dynamic import Filled, Group, fill, has_signal
 from entrograd.train.gap import gate, measure
+from entrograd.train.needs import COLUMNS
 from entrograd.train.rounds import PromptOrder
 
 
@@ -246,6 +247,7 @@ class TestOnlineDynamic:
         whole = online_hashes(params, tiny_model, tmp_path, "a")
         with (tmp_path / "a.csv").open() as file:
             curve = list(csv.DictReader(file))
+        assert set(curve[0]) <= COLUMNS
         assert sum(float(row["groups_carried"]) for row in curve) > 0
         assert any(float(row["groups_drawn"]) > 3 for row in curve)
         assert all(float(row["gap_mean"]) < 1e-4 for row in curve)

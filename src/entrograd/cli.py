@@ -229,10 +229,12 @@ def _check(arguments: argparse.Namespace) -> None:
     params = read(arguments.params)
     chosen, names = recipe(params.method), tuple(heads.load(params.annotate.heads))
     for section in ("train_offline", "train_online"):
-        check_needs(chosen, section, getattr(params, section).reference, names)
+        check_needs(chosen, section, getattr(params, section), names)
     with_heads(chosen, names, dict.fromkeys(names, 0.0))
     needs = ", ".join(sorted(chosen.needs)) or "nothing"
-    print(f"{arguments.params}: valid; method {chosen.name} needs of each completion: {needs}")
+    print(
+        f"{arguments.params}: valid; method {params.method.title} needs of each completion: {needs}"
+    )
 
 
 COMMANDS = {

@@ -9,12 +9,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from entrograd.errors import InputError
 
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("allowed: auto, cpu, cuda, or cuda:N for the GPU of that number")
+    return name
+
+
 DType = Literal["auto", "float32", "bfloat16"]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Device = Annotated[str, AfterValidator(_device)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 ExtractionRule = Literal["boxed", "anchor", "leading", "last", "line"]
@@ -23,7 +38,9 @@ ExtractionRule = Literal["boxed", "anchor", "leading", "last", "line"]
 class Section(BaseModel):
     """A block of params.yaml: frozen, and closed to keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 # --- shared blocks ---------------------------------------------------------------------------
@@ -388,13 +405,21 @@ class MethodParams(Section):
     Further keys are methods' own blocks, such as `gtpo: {a2: 0.1}`; entrograd.methods checks
     them against the dataclass of the method they name."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str
     reward: str | None = None
     credit: str | None = None
     modulation: str | None = None
     loss: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The preset and the choices taken from elsewhere: `gtpo (modulation: seed_grpo)`."""
+        chosen = {"reward": self.reward, "credit": self.credit}
+        chosen |= {"modulation": self.modulation, "loss": self.loss}
+        others = [f"{choice}: {name}" for choice, name in chosen.items() if name]
+        return f"{self.name} ({', '.join(others)})" if others else self.name
 
     @property
     def blocks(self) -> dict[str, Any]:
@@ -610,42 +635,56 @@ class Params(Section):
 S = TypeVar("S", bound=Section)
 
 
-def check(model: type[S], data: Mapping[str, Any], where: str) -> S:
-    """`data` as `model`; raises InputError naming each offending key, prefixed by `where`."""
+def check(
+    model: type[S], data: Mapping[str, Any], where: str, file: Path | str = "params.yaml"
+) -> S:
+    """`data` as `model`; raises InputError naming `file` and each offending key, prefixed by
+    `where`."""
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        lines = [_explain(where, model, item) for item in error.errors()]
+        lines = [f"{file}: {_explain(where, model, item)}"[:600] for item in error.errors()]
     raise InputError("\n".join(lines))
 
 
 def _explain(where: str, model: type[BaseModel], item: Any) -> str:
-    key = ".".join([where, *(str(part) for part in item["loc"])]).strip(".")
-    message = item["msg"].removeprefix("Value error, ")
+    location, blocks = _walk(model, item["loc"])
+    key = ".".join([where, *location]).strip(".")
+    message, given = item["msg"].removeprefix("Value error, "), item.get("input")
     if item["type"] == "extra_forbidden":
-        allowed = _allowed_keys(model, item["loc"][:-1])
+        _, blocks = _walk(model, item["loc"][:-1])
+        allowed = sorted({name for block in blocks for name in block.model_fields})
         message = "unknown key" + (f"; allowed here: {', '.join(allowed)}" if allowed else "")
-    return f"params.yaml: {key}: {message} (got {item.get('input')!r})"[:600]
+    elif item["type"] == "union_tag_not_found":
+        message = f"no kind; allowed: {', '.join(kind for b in blocks for kind in _kinds(b))}"
+    elif item["type"] == "missing":
+        return f"{key}: is missing"
+    if not key or isinstance(given, Mapping):  # of several keys, which the message names
+        return f"{key}: {message}".removeprefix(": ")
+    return f"{key}: {message} (got {given!r})"
 
 
-def _allowed_keys(model: Any, location: tuple[Any, ...]) -> list[str]:
-    """The keys a closed block knows, found by walking the model along an error's location."""
-    candidates = [model]
+def _walk(
+    model: type[BaseModel], location: tuple[Any, ...]
+) -> tuple[list[str], list[type[BaseModel]]]:
+    """A place in params.yaml as its keys, and the blocks that may stand there.
+
+    An error's location also names the kind of a block where there are several.
+    """
+    keys, blocks = [], [model]
     for part in location:
-        following: list[Any] = []
-        for candidate in candidates:
-            if isinstance(part, str) and part in candidate.model_fields:
-                following += _models_in(candidate.model_fields[part].annotation)
-            else:  # a list index or a union's tag
-                following.append(candidate)
-        candidates = following
-        if isinstance(part, str) and len(candidates) > 1:
-            tagged = [c for c in candidates if part in _tags(c)]
-            candidates = tagged or candidates
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
+        of_kind = [block for block in blocks if part in _kinds(block)]
+        if of_kind:
+            blocks = of_kind
+            continue
+        keys.append(str(part))
+        if isinstance(part, str):
+            fields = [b.model_fields[part] for b in blocks if part in b.model_fields]
+            blocks = [block for field in fields for block in _models_in(field.annotation)]
+    return keys, blocks
 
 
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
     field = model.model_fields.get("kind")
     return getattr(field.annotation, "__args__", ()) if field else ()
 
@@ -688,11 +727,20 @@ def read(path: Path | str) -> Params:
     """All sections of the params file; InputError where the file or any key is wrong."""
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; --params names the parameters") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected sections ({', '.join(Params.model_fields)})")
-    return check(Params, data, "")
+    return check(Params, data, "", path)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that takes 1e-5 for a number, as YAML 1.2 and DVC do; 1.1 takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)

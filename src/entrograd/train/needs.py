@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from entrograd.errors import InputError
 from entrograd.methods.base import Recipe
+from entrograd.params import TrainOfflineParams, TrainOnlineParams
+
+# The columns a learning curve may have; with reward heads also weight_NAME. Then online ones.
+COLUMNS = {
+    *("step", "epoch", "loss", "grad_norm", "lr", "reward_mean", "length_mean"),
+    *("zero_signal_share", "kl", "kl_k1", "kl_ref", "log_ratio_max", "clip_low", "clip_high"),
+    *("entropy_mean", "entropy_q10", "entropy_q50", "entropy_q90", "semantic_entropy"),
+    *("modulation_mean", "modulation_min", "advantage_correct", "advantage_wrong"),
+    *("positive_correct", "negative_wrong", "kept_tokens", "nonzero_tokens"),
+    *("alarms", "no_answer_share", "truncated_share", "timeout_share"),
+    *("gap_mean", "gap_max", "gap_kl", "gap_corrected"),
+    *("groups_drawn", "groups_carried", "signal_share", "draws"),
+}
 
 
 def check_needs(
-    recipe: Recipe, section: str, reference: str | None, heads: Collection[str] | None
+    recipe: Recipe,
+    section: str,
+    stage: TrainOfflineParams | TrainOnlineParams,
+    heads: Collection[str] | None,
 ) -> None:
-    """InputError where stage `section` of params.yaml can't have a column that `recipe` reads.
+    """InputError where section `section` of params.yaml, `stage`, can't have a column that
+    `recipe` reads, or no curve has the one it names.
 
     Args:
-        reference: the section's reference model.
         heads: the names of annotate.heads; None where a table's own decide.
     """
+    best = (stage.checkpoint.keep_best or "loss").removeprefix("-")
+    if best not in COLUMNS and not best.startswith("weight_"):
+        allowed = get_close_matches(best, COLUMNS, 3) or [*sorted(COLUMNS), "weight_HEAD"]
+        raise InputError(
+            f"params.yaml: {section}.checkpoint.keep_best: no learning curve has {best!r}; take "
+            f"{', '.join(allowed)} ('-' before it: the lowest is best)"
+        )
     who = f"method {recipe.name} (with its reward, credit, modulation and loss)"
-    if "ref_logprobs" in recipe.needs and reference is None:
+    if "ref_logprobs" in recipe.needs and stage.reference is None:
         raise InputError(
             f"params.yaml: {section}.reference: {who} reads ref_logprobs; name the folder of a "
             "reference model, such as models/base"

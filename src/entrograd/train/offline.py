@@ -48,7 +48,7 @@ def train_offline(
     Returns the one-line result.
     """
     recipe = choose(method)
-    check_needs(recipe, "train_offline", params.reference, None)
+    check_needs(recipe, "train_offline", params, None)
     groups = read_groups(annotated, recipe)
     rows = [row for group in groups for row in group]
     ratings = head_values(rows, str(annotated))
@@ -86,7 +86,7 @@ def train_offline(
     if processes.main:
         io.write_csv(curve, state.curve)
     processes.close()
-    return f"{len(plan)} steps of {recipe.name} over {len(groups)} groups, {params.epochs} epochs"
+    return f"{len(plan)} steps of {method.title} over {len(groups)} groups, {params.epochs} epochs"
 
 
 def schedule(groups: int, params: TrainOfflineParams) -> list[tuple[int, list[int]]]:

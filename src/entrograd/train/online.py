@@ -47,7 +47,7 @@ def train_online(
     `reward_heads`. Unfinished work in `resume` is continued. Returns the one-line result."""
     online, recipe = params.train_online, choose(params.method)
     heads = tuple(params.annotate.heads)
-    check_needs(recipe, "train_online", online.reference, heads)
+    check_needs(recipe, "train_online", online, heads)
     recipe = with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
     tokenizer = load_tokenizer(model)
     rows = training_prompts(prompts, None)
@@ -162,7 +162,7 @@ def train_online(
         io.write_csv(curve, state.curve)
     processes.close()
     first, last = (np.mean([r["reward_mean"] for r in part]) for part in _ends(state.curve))
-    return f"{online.steps} steps of {recipe.name}, mean reward {first:.3f} -> {last:.3f}"
+    return f"{online.steps} steps of {params.method.title}, mean reward {first:.3f} -> {last:.3f}"
 
 
 def _ends(rows: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
