@@ -170,6 +170,39 @@ NUMBERS: list[tuple[str, str, str, str, Any]] = [
     ),
     ("empo", "empo", "", "rewards", [0.6, 0.6, 0.6, 0.2, 0.2]),
     ("empo", "empo", "", SE, 0.9502705),
+    # two nodes, weight 2, t .3
+    (
+        "grpo",
+        "kernel_language",
+        "",
+        "working kernel_language eigenvalues",
+        [0.23147522, 0.76852478],
+    ),
+    ("grpo", "kernel_language", "", "diagnostics kernel_language_entropy", 0.5410527),
+    # composed rewards: both heads' ratings fall 2, 1, 1 on three points, so each weighs a half, and
+    # r = (.375, .75, .5, .5); O+ are the completions graded 1, the first and the last: .375 + .1 *
+    # 2 * 2 / 2.5, .375 + .1 * 2 * 4 / 8, .375 + .1 (alone at the third step), ...
+    ("gtpo", "composed_rewards", "reward=encore", "rewards", [0.375, 0.75, 0.5, 0.5]),
+    (
+        "gtpo",
+        "composed_rewards",
+        "reward=encore",
+        "working gtpo shaped_rewards",
+        [
+            [0.535, 0.475, 0.475],
+            [-1.1142857, -1.0666667],
+            [-1.0857143, -1.1333333, -1.1],
+            [0.54, 0.6],
+        ],
+    ),
+    # mean entropies of O+ 7/3 and 9/4, of O- 2 and 5/2: .375 + .1 * 2 * 28/55, ...
+    (
+        "grpo_s",
+        "composed_rewards",
+        "reward=encore",
+        "working grpo_s shaped_rewards",
+        [0.4768182, -1.1111111, -1.0888889, 0.5981818],
+    ),
 ]
 
 

@@ -337,6 +337,8 @@ def test_reward_heads_are_shown_where_there_are_any(all_files: Inputs, tmp_path:
     text = page(replace(all_files, reward_heads=tmp_path / "h.json"), tmp_path / "report")
     assert "head · brevity · entropy" in text
     assert "0.6931" in text
+    # method.encore.tau may be another
+    assert "head · brevity · weight at tau 2, natural logarithm" in text
     io.write_json(tmp_path / "h.json", {"completions": 8, "tau": 2.0, "heads": {}})
     assert "head ·" not in page(
         replace(all_files, reward_heads=tmp_path / "h.json"), tmp_path / "r"

@@ -147,6 +147,7 @@ class TestWeights:
     def test_summary(self, tmp_path: Path) -> None:
         found = summarise_heads([RATED[:2], RATED[2:]])
         assert (found["completions"], found["tau"]) == (6, 2.0)
+        assert found["log_base"] == math.e
         assert found["heads"]["format"]["ratings"] == {"0": 0.5, "1": 0.5}
         assert found["heads"]["brevity"]["ratings"] == pytest.approx({"0.5": 1 / 3, "1": 2 / 3})
         assert found["heads"]["brevity"]["mean"] == pytest.approx(5 / 6)

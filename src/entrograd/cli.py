@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from entrograd.errors import InputError
@@ -191,7 +192,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     from entrograd.explain import explain
 
     answer = explain(arguments.method, arguments.group, arguments.set)
-    print(json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(answer, indent=2, allow_nan=False))  # in ASCII: heads may have any name
 
 
 def _methods_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +200,7 @@ def _methods_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> None:
-    from entrograd.explain import methods_table
+    from entrograd.catalogue import methods_table
 
     table = methods_table()
     if arguments.json:
@@ -208,10 +209,16 @@ def _methods(arguments: argparse.Namespace) -> None:
     for method in table:
         print(f"{method['name']}  ({method['paper']})")
         print(f"    {method['equation']}")
-        print(f"    needs: {', '.join(method['needs']) or 'rewards alone'}")
+        print(f"    needs: {_columns(method['needs'])}")
+        for setting, needs in method["needs_with"].items():
+            print(f"      with {setting}: {_columns(needs)}")
+    print("The options of any loss: kl_coefficient above 0 needs ref_logprobs too, correction")
+    print("sampling_logprobs.")
 
 
-# ---------------------------------------------------------------------------------------------
+def _columns(needs: Sequence[str]) -> str:
+    return ", ".join(needs) or "rewards alone"
+
 
 # --- check -----------------------------------------------------------------------------------
 
@@ -226,6 +233,8 @@ def _check(arguments: argparse.Namespace) -> None:
     from entrograd.train.needs import check_needs, with_heads
     from entrograd.verify import heads
 
+    if not Path(arguments.params).is_file():
+        raise InputError(f"{arguments.params}: no such file; give the params.yaml to check")
     params = read(arguments.params)
     chosen, names = recipe(params.method), tuple(heads.load(params.annotate.heads))
     for section in ("train_offline", "train_online"):

@@ -1,37 +1,41 @@
-"""What a method does to one group, from a JSON file: for learning a method by hand.
-
-The file holds `rewards` [G] and, as the method needs, `entropies`, `logprobs`, `old_logprobs`,
-`ref_logprobs`, `sampling_logprobs`, `token_scores` (a list a completion, a number a token),
-`answers` (text or a number, null for none) and `reward_heads` ({name: [G numbers]}, or a list of
-numbers a completion). Without any token list a completion counts as one token, or as many as
-`lengths` says. `max_length` is Dr.GRPO's constant; the longest completion if absent.
-"""
+"""What a method does to one group, from a JSON file (entrograd.group_file says what it may hold):
+for learning a method by hand."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from entrograd import io
+from entrograd.annotate.semantic_entropy import heat_kernel_eigenvalues, kernel_language
+from entrograd.catalogue import reader
 from entrograd.errors import InputError
+from entrograd.group_file import COMPLETION_KEYS, TOKEN_KEYS, read_group
 from entrograd.methods import METHODS, recipe
-from entrograd.methods.base import CHOICES, TOKEN_COLUMNS, Batch, Recipe, denominators
+from entrograd.methods.base import CHOICES, Batch, Recipe, denominators
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.numerics import masked
 from entrograd.numerics.ratings import rating_entropy
 from entrograd.params import MethodParams, check
 
-TOKEN_KEYS = ("logprobs", *TOKEN_COLUMNS)
-KEYS = ("rewards", "answers", "reward_heads", "lengths", "max_length", *TOKEN_KEYS)
 # A method names its needs as the annotated table does; here clusters come from the answers.
 SOURCES = {"cluster_id": "answers"}
+# Diagnostics of graded rewards, left out of a group that has none.
+GRADED = {
+    "reward_mean",
+    "advantage_correct",
+    "advantage_wrong",
+    "positive_correct",
+    "negative_wrong",
+}
 
 
 def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -39,31 +43,35 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
 
     Args:
         method: a name of METHODS.
-        group_file: the group, as above.
+        group_file: the group.
         settings: key=value; a key is a parameter of `method`, OTHER.parameter of another one, or
             one of the choices reward, credit, modulation, loss (the value names a method).
 
     Returns:
         `method`, `choices`, `params`, `rewards` (composed), `working` (what its choices compute on
         the way), `advantages` (ragged), `token_losses` and `loss` where logprobs are given,
-        `diagnostics`. Without token lists a completion's tokens are equal and one stands for all.
+        `diagnostics`. Without token lists a completion's tokens are equal and one stands for all;
+        an `answer_graph` adds its kernel language entropy.
 
     Raises:
         InputError: names the file and key, or the setting.
     """
+    if method not in METHODS:
+        close = difflib.get_close_matches(method, METHODS) or list(METHODS)
+        raise InputError(f"--method {method}: unknown method; there is {', '.join(close)}")
     data = read_group(group_file)
     try:
         chosen = recipe(check(MethodParams, _section(method, settings), "method"))
+        _check_needs(chosen, data, str(group_file))
+        batch, logprobs = make_batch(data, str(group_file))
+        chosen = _fitted(chosen, batch)
+        composed = _compose(chosen, batch)
     except InputError as error:
         raise InputError(str(error).replace("params.yaml: method.", "--set ")) from None
-    _check_needs(chosen, data, str(group_file))
-    batch, logprobs = make_batch(data, str(group_file))
-    chosen = _fitted(chosen, batch)
     advantages = chosen.advantages(batch)
     shown = batch.completion_mask
     if not set(TOKEN_KEYS) & set(data):
         shown = shown & (torch.arange(shown.shape[1]) == 0)
-    composed = chosen.reward.compose_rewards(batch, chosen.params[chosen.reward.name])
     answer: dict[str, Any] = {
         "method": method,
         "choices": {choice: getattr(chosen, choice).name for choice in CHOICES},
@@ -74,7 +82,13 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
     for name in sorted(others):
         parameters = _json(dataclasses.asdict(chosen.params[name]))
         answer.setdefault("other_params", {})[name] = parameters
-    if working := _working(chosen, dataclasses.replace(batch, rewards=composed), shown):
+    # as Recipe.advantages hands it to credit and modulation: correctness is still the grader's
+    credited = dataclasses.replace(batch, rewards=composed, graded_rewards=batch.rewards)
+    working = _working(chosen, credited, shown)
+    graph = np.array(data.get("answer_graph", []), dtype=np.float64)
+    if len(graph):
+        working["kernel_language"] = {"eigenvalues": heat_kernel_eigenvalues(graph).tolist()}
+    if working:
         answer["working"] = working
     answer["advantages"] = _ragged(advantages, shown)
     if logprobs is not None:
@@ -83,8 +97,27 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         answer["token_losses"] = _ragged(loss, shown)
         answer["loss"] = float(chosen.aggregate(loss, batch.completion_mask, counts))
     current = batch.old_logprobs if logprobs is None else logprobs
-    answer["diagnostics"] = diagnostics(chosen, batch, current, advantages)
+    found = diagnostics(chosen, batch, current, advantages)
+    left_out = GRADED if "rewards" not in data else set()
+    answer["diagnostics"] = {name: found[name] for name in found if name not in left_out}
+    if len(graph):
+        answer["diagnostics"]["kernel_language_entropy"] = kernel_language(graph)
+    for place, number in _numbers(answer):
+        if not math.isfinite(number):
+            raise InputError(f"{group_file}: {place} becomes {number}; give smaller numbers")
     return answer
+
+
+def _compose(chosen: Recipe, batch: Batch) -> Tensor:
+    """[G] the composed rewards; InputError where one is no finite float32, as training holds it."""
+    composed = chosen.reward.compose_rewards(batch, chosen.params[chosen.reward.name])
+    if (bad := ~torch.isfinite(composed.float())).any():
+        place = int(bad.nonzero()[0])
+        raise InputError(
+            f"{batch.names[place]}: the reward that {chosen.reward.name} composes of completion "
+            f"{place} is {float(composed[place])}; give smaller rewards or weights"
+        )
+    return composed
 
 
 def _fitted(chosen: Recipe, batch: Batch) -> Recipe:
@@ -110,70 +143,19 @@ def _working(chosen: Recipe, batch: Batch, shown: Tensor) -> dict[str, Any]:
     return found
 
 
-def methods_table() -> list[dict[str, Any]]:
-    """name, paper, equation and needs of every method, in the registry's order."""
-    return [
-        {
-            "name": method.name,
-            "paper": method.paper,
-            "equation": method.equation,
-            "needs": sorted(method.needs),
-        }
-        for method in METHODS.values()
-    ]
-
-
-def read_group(path: Path | str) -> dict[str, Any]:
-    """The checked content of a group file; InputError names the file, the key and the remedy."""
-    data = io.read_json(path)
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected an object with {', '.join(KEYS)}")
-    for key in data:
-        if key not in KEYS:
-            raise InputError(f"{path}: {key}: unknown key; allowed here: {', '.join(KEYS)}")
-    data = {**data, "reward_heads": _name_heads(path, data.get("reward_heads", {}))}
-    lists = {key: data[key] for key in ("rewards", "answers", *TOKEN_KEYS) if key in data}
-    if "lengths" in data:
-        lists["lengths"] = data["lengths"]
-    lists |= {f"reward_heads.{name}": values for name, values in data["reward_heads"].items()}
-    for key, value in lists.items():
-        if not isinstance(value, list) or not value:
-            raise InputError(f"{path}: {key}: expected a list with an entry a completion")
-    sizes = {key: len(value) for key, value in lists.items()}
-    if not sizes or len(set(sizes.values())) > 1:
-        raise InputError(f"{path}: the lists must hold one entry a completion, got {sizes}")
-    for key, value in lists.items():
-        if key in TOKEN_KEYS:
-            _check_tokens(path, key, value)
-        elif key == "answers":
-            if not all(item is None or isinstance(item, (str, int, float)) for item in value):
-                raise InputError(f"{path}: answers: expected text, or null where there is none")
-            data["answers"] = [None if item is None else str(item) for item in value]
-        else:
-            _check_numbers(path, key, value)
-    lengths = {key: [len(row) for row in lists[key]] for key in TOKEN_KEYS if key in lists}
-    if len({tuple(value) for value in lengths.values()}) > 1:
-        raise InputError(f"{path}: the token lists differ in length: {lengths}")
-    if lengths and "lengths" in data:
-        raise InputError(f"{path}: lengths: the token lists have theirs; drop lengths")
-    for key in ("max_length", "lengths"):
-        for length in lists.get(key, [data[key]] if key in data else []):
-            if type(length) is not int or length < 1:
-                raise InputError(f"{path}: {key}: expected a whole number above 0 (got {length!r})")
-    return data
-
-
 def make_batch(data: Mapping[str, Any], where: str) -> tuple[Batch, Tensor | None]:
     """The Batch of one group in float64, and its logprobs where the file has them."""
     tokens = {key: data[key] for key in TOKEN_KEYS if key in data}
     heads = data["reward_heads"]
     lists = [*tokens.values(), *heads.values()]
-    lists += [data[key] for key in ("rewards", "answers") if key in data]
+    lists += [data[key] for key in COMPLETION_KEYS if key in data]
     size = len(lists[0])
     lengths = [len(row) for row in next(iter(tokens.values()), ())]
     lengths = lengths or data.get("lengths") or [1] * size
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     padded = {key: _pad(value, mask) for key, value in tokens.items()}
+    if "segment_ids" in padded:
+        padded["segment_ids"] = padded["segment_ids"].long()
     logprobs = padded.pop("logprobs", None)
     # Without old_logprobs the completions are the current policy's own: a ratio of 1.
     on_policy = torch.zeros(mask.shape, dtype=torch.float64) if logprobs is None else logprobs
@@ -203,16 +185,26 @@ def cluster_ids(answers: Sequence[str | None]) -> list[int]:
 
 
 def _section(method: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Section `method` of params.yaml as the settings would write it."""
     section: dict[str, Any] = {"name": method}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals:
-            raise InputError(f"--set {setting}: expected key=value")
         block, dot, name = key.rpartition(".")
+        if not equals or not name or "." in block or (dot and not block):
+            raise InputError(
+                f"--set {setting}: expected key=value, the key a parameter of {method}, "
+                f"METHOD.parameter, or one of {', '.join(CHOICES)}"
+            )
         if not dot and key in CHOICES:
+            if not text:
+                raise InputError(f"--set {setting}: name a method; `entrograd methods` lists them")
             section[key] = text
-        else:
+        elif (block or method) in METHODS:
             section.setdefault(block or method, {})[name] = _value(text)
+        else:
+            raise InputError(
+                f"--set {block}: unknown key; before the dot stands one of {', '.join(METHODS)}"
+            )
     return section
 
 
@@ -220,7 +212,7 @@ def _value(text: str) -> Any:
     """A number, true, false, null or a JSON value where it reads as one, else text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return float(text)  # inf, .5
@@ -232,7 +224,7 @@ def _check_needs(chosen: Recipe, data: Mapping[str, Any], where: str) -> None:
     for need in sorted(chosen.needs):
         key = SOURCES.get(need, need)
         if not data.get(key):
-            raise InputError(f"{where}: {key} is missing; {chosen.name} reads it")
+            raise InputError(f"{where}: {key} is missing; {reader(chosen, need)} reads it")
     # EMPO and ENCORE make the reward themselves; whoever reads the graded one says so by NaN.
     if "rewards" not in data:
         batch, _ = make_batch(data, where)
@@ -244,33 +236,6 @@ def _check_needs(chosen: Recipe, data: Mapping[str, Any], where: str) -> None:
             raise InputError(f"{where}: rewards is missing: one number a completion")
         if chosen.credit.by_correctness:
             raise InputError(f"{where}: rewards is missing; {chosen.credit.name} splits by it")
-
-
-def _name_heads(path: Path | str, heads: Any) -> dict[str, Any]:
-    """{name: [G]} from that or from one list of numbers a completion, named head_0 and on."""
-    if isinstance(heads, dict):
-        return heads
-    rows = heads if isinstance(heads, list) else [heads]
-    if not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows):
-        raise InputError(
-            f"{path}: reward_heads: expected {{name: [a number a completion]}} or lists of one "
-            "length, one a completion"
-        )
-    return {f"head_{k}": list(column) for k, column in enumerate(zip(*rows, strict=True))}
-
-
-def _check_tokens(path: Path | str, key: str, rows: list[Any]) -> None:
-    for number, row in enumerate(rows):
-        if not isinstance(row, list) or not row:
-            raise InputError(f"{path}: {key}[{number}]: expected a list with a number a token")
-        _check_numbers(path, f"{key}[{number}]", row)
-
-
-def _check_numbers(path: Path | str, key: str, values: list[Any]) -> None:
-    for place, value in enumerate(values):
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not good or not math.isfinite(value):
-            raise InputError(f"{path}: {key}[{place}]: expected a finite number (got {value!r})")
 
 
 def _pad(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
@@ -290,3 +255,15 @@ def _json(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _json(item) for key, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a JSON value, with where it stands: `advantages[0][2]`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _numbers(item, f"{place}[{number}]")
+    elif isinstance(value, (int, float)):
+        yield place, value

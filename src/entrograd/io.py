@@ -132,13 +132,28 @@ def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """The JSON value in a file; InputError names the file where it is absent or malformed."""
+    """The JSON value in a file, in UTF-8 with or without a byte-order mark; InputError names the
+    file where it is absent or malformed, and the key where an object has it twice."""
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not JSON: nested too deeply") from None
+    except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from None
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} appears twice in one object")
+    return found
 
 
 # --- tables ----------------------------------------------------------------------------------

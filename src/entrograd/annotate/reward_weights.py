@@ -3,6 +3,7 @@ computed once and stored, so that offline and online training weigh the heads al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from entrograd import io
 from entrograd.errors import InputError
 from entrograd.numerics.ratings import rating_entropy, weights
 
-TAU = 2.0  # ENCORE's own (arXiv 2503.20995); method.encore.tau may weigh the same entropies anew
+# ENCORE's own (arXiv 2503.20995), for weights to look at: stage annotate knows no method. Training
+# weighs the same entropies by method.encore's tau and log_base.
+TAU, LOG_BASE = 2.0, math.e
 
 
 def head_values(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Tensor]:
@@ -39,7 +42,7 @@ def head_values(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Tens
 
 def summarise_heads(shards: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The numbers of results/reward_heads.json: for each head the share of completions at each
-    rating, their mean, their entropy (nats) and ENCORE's weight at tau 2.
+    rating, their mean, their entropy (nats) and ENCORE's weight at the `tau` and `log_base` named.
 
     `shards`: rows of schema `annotated`, some at a time; of each a number a head is kept.
     """
@@ -59,6 +62,7 @@ def summarise_heads(shards: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, 
     return {
         "completions": completions,
         "tau": TAU,
+        "log_base": LOG_BASE,
         "heads": {
             name: {
                 "mean": float(column.mean()),

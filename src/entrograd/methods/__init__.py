@@ -5,43 +5,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, get_type_hints
 
 from pydantic import create_model
 
 from entrograd.errors import InputError
-from entrograd.methods import (
-    asr,
-    cispo,
-    dapo,
-    dr_grpo,
-    empo,
-    encore,
-    grpo,
-    grpo_s,
-    gspo,
-    gtpo,
-    high_entropy_tokens,
-    seed_grpo,
-    weighted,
-)
 from entrograd.methods.base import CHOICES, Method, Recipe
 from entrograd.params import MethodParams, Section, check
 
+# A method is a file here, of its name, that holds `METHOD`.
 METHODS: dict[str, Method] = {
-    "grpo": grpo.METHOD,
-    "dapo": dapo.METHOD,
-    "dr_grpo": dr_grpo.METHOD,
-    "gspo": gspo.METHOD,
-    "cispo": cispo.METHOD,
-    "high_entropy_tokens": high_entropy_tokens.METHOD,
-    "empo": empo.METHOD,
-    "seed_grpo": seed_grpo.METHOD,
-    "gtpo": gtpo.METHOD,
-    "grpo_s": grpo_s.METHOD,
-    "encore": encore.METHOD,
-    "asr": asr.METHOD,
-    "weighted": weighted.METHOD,
+    name: import_module(f"entrograd.methods.{name}").METHOD
+    for name in (
+        "grpo",
+        "dapo",
+        "dr_grpo",
+        "gspo",
+        "cispo",
+        "high_entropy_tokens",
+        "empo",
+        "seed_grpo",
+        "gtpo",
+        "grpo_s",
+        "encore",
+        "asr",
+        "weighted",
+    )
 }
 
 # Words for a choice that takes nothing: GRPO's reward is the graded one, its modulation none.

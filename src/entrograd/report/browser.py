@@ -113,12 +113,18 @@ def _figure(spec: plots.Spec, name: str, label: str) -> Figure:
 
 
 def _heads(path: Path | None) -> list[tuple[str, str]]:
-    """Mean, entropy (nats) and ENCORE's weight of each reward head."""
-    heads = _optional_json(path).get("heads", {})
-    shown = ("mean", "entropy", "weight")
-    return tables.facts(
-        {name: {key: head[key] for key in shown} for name, head in heads.items()}, "head · "
-    )
+    """Mean, entropy (nats) and ENCORE's weight of each reward head, at the tau it was stored for:
+    training may use another."""
+    stored = _optional_json(path)
+    shown = {
+        name: {
+            "mean": head["mean"],
+            "entropy": head["entropy"],
+            f"weight at tau {stored['tau']:g}, natural logarithm": head["weight"],
+        }
+        for name, head in stored.get("heads", {}).items()
+    }
+    return tables.facts(shown, "head · ")
 
 
 def _optional_json(path: Path | None) -> dict[str, Any]:
