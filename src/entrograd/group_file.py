@@ -26,6 +26,7 @@ COMPLETION_KEYS = ("rewards", "answers", "answer_graph", "lengths")  # an entry 
 KEYS = (*COMPLETION_KEYS, "reward_heads", "max_length", *TOKEN_KEYS)
 
 LARGEST = torch.finfo(torch.float32).max  # training holds every number in float32
+ROUNDING = 1e-5  # what a logprob may be above 0: a logit less a sum of exponentials in float32
 MOST_TOKENS = 2**24  # of a group, padded: half a gigabyte in the few columns that are computed
 
 
@@ -100,7 +101,7 @@ def _answer(path: Path | str, place: int, answer: Any) -> str | None:
 
 def _check_tokens(path: Path | str, key: str, rows: list[Any]) -> None:
     low = 0 if key == "entropies" else -LARGEST
-    high = 0 if key in LOGPROBS else LARGEST
+    high = ROUNDING if key in LOGPROBS else LARGEST
     for number, row in enumerate(rows):
         where = f"{key}[{number}]"
         if not isinstance(row, list) or not row:
@@ -172,7 +173,7 @@ def _range(low: float, high: float) -> str:
     if (low, high) == (-LARGEST, LARGEST):
         return f" of size up to {LARGEST:.3g}"
     if low == -LARGEST:
-        return f", at most {high}"
+        return f", at most {0 if high == ROUNDING else high}"
     return f", at least {low}" if high == LARGEST else f" from {low} to {high}"
 
 

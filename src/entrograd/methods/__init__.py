@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, get_type_hints
 
-from pydantic import create_model
+from pydantic import ConfigDict, create_model
 
 from entrograd.errors import InputError
 from entrograd.methods.base import CHOICES, Method, Recipe
@@ -79,6 +79,12 @@ def build_params(name: str, block: Any) -> Any:
         raise InputError(f"params.yaml: {where}: {error}") from None
 
 
+class _Block(Section):
+    """A method's own parameters, some of which may be infinite, as ENCORE's tau."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+
 @functools.cache
 def _block_model(name: str) -> type[Section]:
     """A closed pydantic model with the fields of the method's params dataclass."""
@@ -87,7 +93,7 @@ def _block_model(name: str) -> type[Section]:
     known: dict[str, Any] = {
         item.name: (hints[item.name], _default(item)) for item in dataclasses.fields(params)
     }
-    return create_model(f"{name}_block", __base__=Section, **known)
+    return create_model(f"{name}_block", __base__=_Block, **known)
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:

@@ -108,7 +108,7 @@ def _joint(module: Module) -> Iterator[list[Any]]:
     """Its layers, a list for each of `JOINT`, where oneDNN multiplies them (elsewhere the weights
     put together would be a second copy)."""
     for names in JOINT:
-        layers = [getattr(module, name, None) for name in names]
+        layers: list[Any] = [getattr(module, name, None) for name in names]
         if (
             all(isinstance(layer, Module) and _plain(layer) for layer in layers)
             and all(uses_onednn(layer.weight) for layer in layers)
