@@ -4,16 +4,12 @@ import sys
 
 from entrograd.stage import Run, run_stage
 
+METRICS = ("summary", "benchmarks", "prepare", "annotate", "reward_heads")
 INPUTS = {
-    "summary": "results/summary.json",
+    **{name: f"results/{name}.json" for name in METRICS},
     "samples": "data/samples",
-    "benchmarks": "results/benchmarks.json",
-    "offline_curve": "results/train_offline.csv",
-    "online_curve": "results/train_online.csv",
+    **{f"{kind}_curve": f"results/train_{kind}.csv" for kind in ("offline", "online")},
     "groups": "data/groups.parquet",
-    "prepare": "results/prepare.json",
-    "annotate": "results/annotate.json",
-    "reward_heads": "results/reward_heads.json",
 }
 
 
@@ -22,8 +18,7 @@ def work(run: Run) -> str:
     from entrograd.report.browser import Inputs, report
 
     given = {name: path for name, path in vars(run.paths).items() if name != "out"}
-    confidence = run.params.evaluate.confidence
-    return report(run.params.report, Inputs(**given), run.paths.out, confidence)
+    return report(run.params, Inputs(**given), run.paths.out)
 
 
 if __name__ == "__main__":
@@ -32,7 +27,17 @@ if __name__ == "__main__":
             "report",
             work,
             doc=__doc__,
-            sections=("report", "evaluate"),
+            sections=(
+                "base_model",
+                "prepare",
+                "rollout",
+                "annotate",
+                "method",
+                "train_offline",
+                "train_online",
+                "evaluate",
+                "report",
+            ),
             inputs=INPUTS,
             optional=set(INPUTS) - {"summary", "samples"},
             outputs={"out": "report"},

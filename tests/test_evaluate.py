@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import runpy
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import CHAT_TEMPLATE
 
 from entrograd import io, params, stage
 from entrograd.data.prompt import render
@@ -19,6 +22,7 @@ from entrograd.errors import InputError
 from entrograd.evaluate import evaluate as module
 from entrograd.evaluate.benchmarks import benchmark_task, heldout, list_hash
 from entrograd.evaluate.evaluate import evaluate
+from entrograd.models.load import load_model, policy_version
 from entrograd.rollout.engine import Completion, Request
 
 FORMAT = params.PromptFormat(style="few_shot", template="{problem} = {answer}\n")
@@ -175,6 +179,27 @@ class TestScores:
         )
         assert io.read_json(out.benchmarks) == {}
 
+    def test_equal_differences_are_warned_about(
+        self,
+        models: dict[str, Path],
+        prompts: Path,
+        out: Outputs,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        Scripted.replace(monkeypatch)
+        every = frozenset(f"id{i}" for i in range(8))
+        monkeypatch.setattr(Scripted, "knows", (frozenset({"id1"}), every))
+        with caplog.at_level(logging.WARNING, logger="entrograd"):
+            out.run(section(), models, prompts)
+            assert "differences are equal" not in caplog.text
+            monkeypatch.setattr(Scripted, "knows", (frozenset(), every))
+            monkeypatch.setattr(Scripted, "turn", -1)
+            shutil.rmtree(out.resume)
+            out.run(section(), models, prompts)
+        assert io.read_json(out.summary)["b_minus_a"] == {"diff": 1, "ci_low": 1, "ci_high": 1}
+        assert "b - a on heldout: all 6 differences are equal" in caplog.text
+
     def test_the_first_problems_in_table_order(
         self, models: dict[str, Path], prompts: Path, out: Outputs
     ) -> None:
@@ -183,12 +208,22 @@ class TestScores:
         assert list(io.read_json(out.summary)) == ["a"]
 
     def test_benchmarks_alone(self, models: dict[str, Path], listed: Path, out: Outputs) -> None:
-        out.run(section(benchmarks=[benchmark(listed)]), models, None)
+        out.run(section(benchmarks=[benchmark(listed)], seed=5), models, None)
         assert io.read_json(out.summary) == {}
         entry = io.read_json(out.benchmarks)["list"]
         assert (entry["problems"], entry["n"], entry["temperature"]) == (3, 2, 1.0)
         assert entry["list_sha256"] == list_hash(LIST)
         assert entry["grader"].startswith("math-verify ")
+        rule = {key: entry[key] for key in params.Sampling.model_fields}
+        assert params.Sampling(**rule) == benchmark(listed).sampling
+        assert entry["prompt"] == FORMAT.model_dump()
+        assert (entry["seed"], entry["dtype"]) == (5, "float32")
+        assert entry["extraction"] == params.Grader().extraction
+        assert (entry["bootstrap"], entry["confidence"]) == (200, 0.95)
+        weights = policy_version(load_model(models["a"], "float32", "cpu"))
+        for name in models:
+            assert entry["models"][name]["policy_version"] == weights
+            assert entry["models"][name]["chat_template_sha256"] == io.text_hash(CHAT_TEMPLATE)
         assert list(entry["differences"]) == ["b_minus_a"]
         rows = out.rows()
         assert [(r["problem"], r["sample_index"]) for r in rows if r["model"] == "b"] == [

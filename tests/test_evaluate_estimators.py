@@ -9,6 +9,7 @@ import statistics
 import pytest
 
 from entrograd.evaluate.estimators import (
+    all_alike,
     average_at_n,
     bootstrap_mean,
     paired_difference,
@@ -89,6 +90,11 @@ class TestPairedDifference:
         second = [value + 0.25 for value in first]  # always 0.25 better: nothing is uncertain
         interval = paired_difference(first, second, 500)
         assert (interval.low, interval.high) == (pytest.approx(0.25), pytest.approx(0.25))
+
+    def test_equal_differences_are_told_from_others_whatever_their_rounding(self) -> None:
+        assert all_alike([0.0] * 16, [1.0] * 16)
+        assert all_alike([0.1, 0.2], [0.3, 0.4])  # 0.3 - 0.1 and 0.4 - 0.2 differ in the last bit
+        assert not all_alike([0.0] * 16, [1.0] * 15 + [0.0])
 
     def test_changing_sides_changes_the_sign(self) -> None:
         first, second = [0, 1, 0, 0, 1, 1, 0, 1], [1, 1, 0, 1, 0, 1, 1, 1]

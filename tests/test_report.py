@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from conftest import ROOT
 
 from entrograd import io, params
 from entrograd.errors import InputError
-from entrograd.report import curves, plots, samples, tables
+from entrograd.report import curves, plots, samples, settings, tables
 from entrograd.report.browser import Inputs, report
 
 SUMMARY = {
@@ -70,9 +77,14 @@ def all_files(files: Inputs, tmp_path: Path) -> Inputs:
         "problems": 30,
         "n": 4,
         "temperature": 0.6,
+        "top_p": 0.95,
+        "stop": ["\n"],
+        "seed": 7,
         "list_sha256": "c0ffee" * 10 + "abcd",
         "grader": "math-verify 0.9.0",
-        "models": {"base": {"accuracy": 0.1, "ci_low": 0.0, "ci_high": 0.2}},
+        "models": {
+            "base": {"accuracy": 0.1, "ci_low": 0.0, "ci_high": 0.2, "policy_version": "beef"}
+        },
         "differences": {},
     }
     io.write_json(tmp_path / "benchmarks.json", {"aime24": entry})
@@ -103,8 +115,14 @@ def all_files(files: Inputs, tmp_path: Path) -> Inputs:
     return Inputs(files.summary, files.samples, *paths)
 
 
+def settings_of(**sections: Any) -> params.Params:
+    """A run's parameters, `sections` instead of the project's own."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    return params.check(params.Params, {**values, **sections}, "")
+
+
 def page(inputs: Inputs, out: Path, **section: Any) -> str:
-    report(params.ReportParams(**section), inputs, out)
+    report(settings_of(report=section), inputs, out)
     return (out / "index.html").read_text(encoding="utf-8")
 
 
@@ -160,12 +178,17 @@ class TestPage:
         assert Outline(text).tags.count("svg") == 1 + 2 + 2 + 1 + 2
 
     def test_leaves_out_what_a_run_does_not_have(self, files: Inputs, tmp_path: Path) -> None:
-        assert Outline(page(files, tmp_path / "report")).headings == ["Result", "Samples"]
+        assert Outline(page(files, tmp_path / "report")).headings == [
+            "Result",
+            "This run",
+            "Samples",
+        ]
 
     def test_benchmarks_alone(self, all_files: Inputs, tmp_path: Path) -> None:
         io.write_json(tmp_path / "none.json", {})
         inputs = Inputs(tmp_path / "none.json", all_files.samples, all_files.benchmarks)
         assert Outline(page(inputs, tmp_path / "report")).headings == [
+            "This run",
             "Benchmarks",
             "aime24",
             "Samples",
@@ -195,7 +218,7 @@ class TestPage:
         assert len(found) == len(set(found))
 
     def test_the_interval_is_named_by_its_confidence(self, files: Inputs, tmp_path: Path) -> None:
-        report(params.ReportParams(), files, tmp_path / "report", confidence=0.9)
+        report(settings_of(evaluate={"confidence": 0.9}), files, tmp_path / "report")
         text = (tmp_path / "report" / "index.html").read_text()
         assert "90 % interval" in text
         assert "95 %" not in text
@@ -216,6 +239,110 @@ class TestPage:
         io.write_json(tmp_path / "benchmarks.json", {"aime24": {"problems": 3}})
         with pytest.raises(InputError, match=r"benchmarks\.json: aime24"):
             page(all_files, tmp_path / "report")
+
+
+class TestThisRun:
+    def rows(self, inputs: Inputs, run: params.Params) -> dict[str, tuple[str, dict[str, str]]]:
+        found = settings.topics(run, inputs.given, {"Model": "a note"})
+        return {topic.title: (topic.note, dict(topic.pairs)) for topic in found}
+
+    def test_keys_and_values_are_those_of_params_yaml(self, all_files: Inputs) -> None:
+        run = params.read(ROOT / "params.yaml")
+        rows = self.rows(all_files, run)
+        assert rows["Model"][0] == "a note"
+        shown = {key: value for _, pairs in rows.values() for key, value in pairs.items()}
+        assert shown["prepare.sources[0].task"] == "basic_arithmetic"
+        assert shown["prepare.prompt.template"] == r'"{problem} = {answer}\n"'
+        assert shown["rollout.sampling.stop"] == r'["\n"]'
+        assert shown["method.gtpo"] == "{a1: 1.0, a2: 0.1, normalization: with_zeros}"
+        assert shown["method.credit"] == "null"
+        assert "optimizer.lr" in "".join(shown)
+        written = yaml.safe_load((ROOT / "params.yaml").read_text())
+        for key, value in shown.items():
+            found = written
+            for part in re.findall(r"[^.\[\]]+", key):
+                found = found[int(part)] if isinstance(found, list) else found.get(part, {})
+            assert found in ({}, yaml.safe_load(value)), key
+
+    def test_a_method_shows_what_it_is_made_of_and_no_other_ones_block(
+        self, all_files: Inputs
+    ) -> None:
+        blocks = {"gtpo": {"a1": 1.0}, "seed_grpo": {"alpha": 0.5}, "gspo": {"eps_low": 0.1}}
+        run = settings_of(method={"name": "grpo", "modulation": "seed_grpo", **blocks})
+        shown = self.rows(all_files, run)["Method"][1]
+        assert [key for key in shown if key.removeprefix("method.") in blocks] == [
+            "method.seed_grpo"
+        ]
+        assert settings.recipe(run.method) == (
+            "reward composition of grpo × credit of grpo × prompt modulation of seed_grpo × "
+            "policy loss of grpo"
+        )
+
+    def test_a_page_without_training_claims_none(self, files: Inputs) -> None:
+        run = params.read(ROOT / "params.yaml")
+        assert list(self.rows(files, run)) == ["Evaluation"]
+        assert set(yaml.safe_load(settings.whole(run, files.given))) == {"evaluate", "report"}
+
+    def test_the_whole_of_it_is_a_params_file(self, all_files: Inputs) -> None:
+        run = params.read(ROOT / "params.yaml")
+        text = settings.whole(run, all_files.given)
+        assert params.check(params.Params, yaml.safe_load(text), "") == run
+
+    def test_a_servers_address_is_left_out(self, all_files: Inputs) -> None:
+        vllm = {"url": "http://user:secret@host:8000"}
+        run = settings_of(rollout={"engine": "vllm_server", "vllm": vllm})
+        assert "secret" not in settings.whole(run, all_files.given)
+
+    def test_the_page_has_numbers_and_weights_from_the_files(
+        self, all_files: Inputs, tmp_path: Path
+    ) -> None:
+        numbers = {"sources": {}, "total": {"train": 2113, "heldout": 733}}
+        io.write_json(tmp_path / "prepare.json", numbers)
+        for index, model in enumerate(("base", "offline", "online")):
+            rows = [sample(model, 0, 1.0)]
+            origin = {"model": model, "policy_version": f"{index}" * 16}
+            io.write_table(
+                all_files.samples / io.shard_name(index), rows, "samples", seed=0, **origin
+            )
+        io.write_manifest(all_files.samples)
+        text = page(all_files, tmp_path / "report")
+        assert "2\u202f113 to train on, 733 held out" in text
+        assert f"Weights: base {'0' * 16}, offline {'1' * 16}, online {'2' * 16}" in text
+        assert "30 optimiser steps" in text
+        assert "<span>rollout.group_size:</span> 8" in text
+        assert "<span>train_online.optimizer.lr:</span> 1.0e-05" in text
+
+    def test_a_benchmark_says_how_it_was_asked(self, all_files: Inputs, tmp_path: Path) -> None:
+        text = page(all_files, tmp_path / "report")
+        for shown in (
+            "<span>top_p:</span> 0.95",
+            "<span>stop:</span> [&#34;\\n&#34;]",
+            "<span>seed:</span> 7",
+            "<span>models.base:</span> {policy_version: beef}",
+        ):
+            assert shown in text
+
+
+class TestIntervalsWithoutWidth:
+    def test_are_no_verdict_and_say_why(self, files: Inputs, tmp_path: Path) -> None:
+        same = {"diff": 1.0, "ci_low": 1.0, "ci_high": 1.0}
+        io.write_json(tmp_path / "summary.json", {**SUMMARY, "online_minus_base": same})
+        text = page(files, tmp_path / "report")
+        assert text.count("+100.0 to +100.0*") == 2  # above the page, and in its table
+        assert "no verdict" in text
+        assert "where all 4 differences are equal" in text
+        assert text.count("without width") == 1
+
+    def test_of_a_benchmark(self, all_files: Inputs, tmp_path: Path) -> None:
+        benchmarks = io.read_json(tmp_path / "benchmarks.json")
+        benchmarks["aime24"]["models"]["base"].update(accuracy=0.0, ci_low=0.0, ci_high=0.0)
+        io.write_json(tmp_path / "benchmarks.json", benchmarks)
+        text = page(all_files, tmp_path / "report")
+        assert "0.0 – 0.0 %*" in text
+        assert "where all 30 means or differences are equal" in text
+
+    def test_others_have_no_note(self, all_files: Inputs, tmp_path: Path) -> None:
+        assert "without width" not in page(all_files, tmp_path / "report")
 
 
 class TestScores:
@@ -354,3 +481,45 @@ def test_counts_are_a_table_of_equal_keys() -> None:
 def test_every_metric_is_a_column_of_its_own() -> None:
     columns = [column for metric in curves.METRICS for column in metric.columns]
     assert len(columns) == len(set(columns))
+
+
+def test_the_page_of_dvc_plots_has_every_plot_and_loads_nothing(tmp_path: Path) -> None:
+    """`dvc plots show` in a clone with curves of the columns that dvc.yaml names."""
+    for name in ("dvc.yaml", "params.yaml", ".dvc/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / name)
+    stages = yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]
+    named = {
+        path: axes
+        for stage in stages.values()
+        for plot in stage.get("plots", ())
+        for path, axes in plot.items()
+    }
+    for path, axes in named.items():
+        rows = [{axes["x"]: step, axes["y"]: 0.5 / step} for step in (1, 2, 3)]
+        io.write_csv(tmp_path / path, rows)
+    scripts = Path(sys.executable).parent
+    for command in (
+        ["git", "init", "-q"],
+        [sys.executable, "-m", "entrograd.report.dvc_plots"],
+        [str(scripts / "dvc"), "plots", "show", "--out", "shown"],
+    ):
+        environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    text = (tmp_path / "shown" / "index.html").read_text()
+    assert Outline(text).links == []  # of scripts, styles and images too
+    library, drawn = text.split("</script>", 1)
+    assert "vegaEmbed" in library
+    assert not re.findall(r"\b(?:import|fetch)\(\s*[\"'`]https?:", library)
+    # what a plot is called in the language it is written in is a name, not a place to load
+    drawn = re.sub(r'(?<="\$schema": )"[^"]*"', '""', drawn)
+    assert "://" not in drawn
+    assert len(named) == 2
+    for path, axes in named.items():
+        (spec,) = re.findall(rf'var spec = (.*"text": "{re.escape(path)}".*);', drawn)
+        values = json.loads(spec)["data"]["values"]
+        assert [row[axes["x"]] for row in values] == ["1", "2", "3"]
+        assert f'"field": "{axes["y"]}"' in spec

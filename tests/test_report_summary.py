@@ -43,6 +43,18 @@ def test_accuracies_times_and_the_reports_place(
     ]
 
 
+def test_an_interval_without_width_is_marked(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = io.read_json(results / "summary.json")
+    summary["online_minus_base"] = {"diff": 1.0, "ci_low": 1.0, "ci_high": 1.0}
+    io.write_json(results / "summary.json", summary)
+    assert run(results) == 0
+    out = capsys.readouterr().out
+    assert "+100.0 to +100.0 *" in out
+    assert "* without width an interval says nothing" in out
+
+
 def test_what_is_absent_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (results / "timings.json").unlink()
     io.write_json(results / "summary.json", {})

@@ -42,9 +42,11 @@ def _accuracies(models: Sequence[Score], differences: Sequence[Score], interval:
     head = "greedy accuracy" + (f", {n} held-out problems" if n else "")
     rows = [(head, "", interval)]
     rows += [(m.name, m.percent, m.percent_range) for m in models]
-    rows += [(d.words, d.points, d.points_range) for d in differences]
+    rows += [(d.words, d.points, d.points_range + " *" * d.no_width) for d in differences]
     first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
-    return [f"{a:<{first}}  {b:>{second}}  {c}" for a, b, c in rows] + [""]
+    note = ["* without width an interval says nothing: all differences are equal"]
+    lines = [f"{a:<{first}}  {b:>{second}}  {c}" for a, b, c in rows]
+    return lines + note * any(d.no_width for d in differences) + [""]
 
 
 def _seconds(timings: dict[str, Any]) -> list[str]:

@@ -29,13 +29,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Task:
-    """A list of problems and how completions of them are drawn, `n` each."""
+    """A list of problems and how completions of them are drawn, `n` each. `prompt` made the
+    problems' prompts; None where they came ready from the prompts table."""
 
     name: str
     problems: tuple[Problem, ...]
     n: int
     sampling: params.Sampling
     list_sha256: str
+    prompt: params.PromptFormat | None = None
 
     @property
     def completions(self) -> int:
@@ -105,7 +107,9 @@ def benchmark_task(benchmark: params.Benchmark) -> Task:
             f"{where}: the list's content hash is {found}, sha256 pins {benchmark.sha256}: other "
             "problems, answers or order; restore the list, or pin the new one"
         )
-    return Task(benchmark.name, tuple(problems), benchmark.n, benchmark.sampling, found)
+    return Task(
+        benchmark.name, tuple(problems), benchmark.n, benchmark.sampling, found, benchmark.prompt
+    )
 
 
 def _hash(problems: Sequence[Problem]) -> str:

@@ -77,12 +77,19 @@ def paired_difference(
     """mean(second - first), both models' values of the same problems in the same order.
 
     Resampling problems keeps each pair together, so what makes a problem hard for both models
-    cancels, and the interval is narrower than the two models' own intervals suggest.
+    cancels, and the interval is narrower than the two models' own intervals suggest. Where the
+    differences are `all_alike` it has no width, however few the problems: it says nothing then.
     """
     if len(first) != len(second):
         raise ValueError(f"paired difference: {len(first)} against {len(second)} problems")
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     return bootstrap_mean(differences.tolist(), resamples, confidence, seed)
+
+
+def all_alike(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether the differences of all problems are one number, up to rounding: resampling equal
+    numbers gives that number again, never how sure it is."""
+    return bool(np.ptp(np.subtract(second, first, dtype=np.float64)) < 1e-9)
 
 
 def average_at_n(

@@ -15,6 +15,7 @@ from entrograd.errors import InputError
 from entrograd.evaluate.benchmarks import HELDOUT, Task, benchmark_task, grader_version, heldout
 from entrograd.evaluate.estimators import (
     Interval,
+    all_alike,
     average_at_n,
     paired_difference,
     problem_means,
@@ -117,7 +118,9 @@ def _sample(
                     shards[name, task.name],
                     rows,
                     "samples",
+                    model=name,
                     policy_version=engine.policy_version,
+                    chat_template_sha256=_template_hash(tokenizer),
                     sampling=task.sampling.model_dump(),
                     seed=section.seed,
                     list_sha256=task.list_sha256,
@@ -182,6 +185,12 @@ def _graded(
     ]
 
 
+def _template_hash(tokenizer: Any) -> str | None:
+    """Of what turns messages into a prompt: it lies beside the weights, not in them."""
+    template = getattr(tokenizer, "chat_template", None)
+    return io.text_hash(template) if isinstance(template, str) else None
+
+
 def _rewards(shard: Path, key: tuple[str, str]) -> list[list[float]]:
     """The rewards of each problem's samples, problems in the list's order."""
     table = io.read_table(shard, "samples").select(["model", "benchmark", "problem_id", "reward"])
@@ -217,21 +226,31 @@ def _benchmark(
     shards: Mapping[tuple[str, str], Path],
     rewards: Mapping[tuple[str, str], Sequence[Sequence[float]]],
 ) -> dict[str, Any]:
-    """A benchmark's entry: what was asked of whom, how it was graded, and every model's score."""
+    """A benchmark's entry: every model's score, and all it takes to get it again: what was asked
+    of which weights, and how it was sampled and graded."""
     models = {}
     for name in names:
-        statuses = io.read_table(shards[name, task.name], "samples").column("reward_status")
+        shard = shards[name, task.name]
+        statuses = io.read_table(shard, "samples").column("reward_status")
+        origin = io.provenance(shard)
         models[name] = {
             **_accuracy(score(section, task, rewards[name, task.name])),
             "reward_status": dict(Counter(statuses.to_pylist())),
+            "policy_version": origin["policy_version"],
+            "chat_template_sha256": origin["chat_template_sha256"],
         }
     return {
         "problems": len(task.problems),
-        "n": task.n,
-        "temperature": task.sampling.temperature,
-        "max_new_tokens": task.sampling.max_new_tokens,
         "list_sha256": task.list_sha256,
+        "prompt": task.prompt and task.prompt.model_dump(),
+        "n": task.n,
+        **task.sampling.model_dump(),
+        "seed": section.seed,
+        "dtype": section.dtype,
         "grader": grader_version(),
+        "extraction": section.grader.extraction,
+        "bootstrap": section.bootstrap,
+        "confidence": section.confidence,
         "models": models,
         "differences": _differences(section, names, task.name, rewards),
     }
@@ -249,13 +268,17 @@ def _differences(
 ) -> dict[str, dict[str, float]]:
     """`X_minus_FIRST` for every model but the first."""
     first, found = names[0], {}
+    before = problem_means(rewards[first, task])
     for name in names[1:]:
+        after = problem_means(rewards[name, task])
+        if all_alike(before, after):
+            log.warning(
+                "%s - %s on %s: all %d differences are equal, so the bootstrap interval of their "
+                "mean has no width and says nothing; evaluate more or harder problems",
+                *(name, first, task, len(before)),
+            )
         interval = paired_difference(
-            problem_means(rewards[first, task]),
-            problem_means(rewards[name, task]),
-            section.bootstrap,
-            section.confidence,
-            section.seed,
+            before, after, section.bootstrap, section.confidence, section.seed
         )
         found[f"{name}_minus_{first}"] = {
             "diff": interval.value,

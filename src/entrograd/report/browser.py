@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from markupsafe import Markup
 
 from entrograd import io, params
 from entrograd.errors import InputError
-from entrograd.report import curves, plots, samples, tables
+from entrograd.report import curves, plots, samples, settings, tables
 
 BINS = 12
 LONGEST_TEXT = 4000  # characters of a completion that are shown
@@ -32,6 +33,11 @@ class Inputs:
     prepare: Path | None = None
     annotate: Path | None = None
     reward_heads: Path | None = None
+
+    @property
+    def given(self) -> set[str]:
+        """The names of those that are there."""
+        return {name for name, path in vars(self).items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -52,27 +58,27 @@ class Block:
     facts: list[tuple[str, str]] = field(default_factory=list)
 
 
-def report(
-    section: params.ReportParams, inputs: Inputs, out: Path, confidence: float = 0.95
-) -> str:
+def report(run: params.Params, inputs: Inputs, out: Path) -> str:
     """Write folder `out` with index.html; returns the one-line result.
 
-    `confidence` is what the intervals of the scores were computed for. The bytes are a function of
-    the arguments and the inputs' contents. Text a model wrote is escaped. InputError
-    names the file that is not as its stage writes it.
+    `run` is what the inputs were made with. The bytes are a function of the arguments and the
+    inputs' contents. Text a model wrote is escaped. InputError names the file that is not as its
+    stage writes it.
     """
-    page = render(section, inputs, confidence)
+    page = render(run, inputs)
     with io.atomic_folder(out) as folder:
         io.write_text(folder / "index.html", page)
     return f"{out / 'index.html'}: {len(page.encode()) / 1000:.0f} kB, open it in any browser"
 
 
-def render(section: params.ReportParams, inputs: Inputs, confidence: float) -> str:
+def render(run: params.Params, inputs: Inputs) -> str:
     """The page's HTML."""
     models, differences = tables.scores(io.read_json(inputs.summary), str(inputs.summary))
     compared, on = _comparisons(inputs.samples, [m.name for m in models])
     counts = {kind: sum(c.kind == kind for c in compared) for kind in samples.KINDS}
     annotate = _optional_json(inputs.annotate)
+    curve_files = {"offline": inputs.offline_curve, "online": inputs.online_curve}
+    logs = {name: tables.read_curve(path) for name, path in curve_files.items() if path}
     names = [row["model"] for row in compared[0].rows] if compared else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -82,22 +88,24 @@ def render(section: params.ReportParams, inputs: Inputs, confidence: float) -> s
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.jinja").render(
-        title=section.title,
-        interval=f"{100 * confidence:g} % interval",
+        title=run.report.title,
+        interval=f"{100 * run.evaluate.confidence:g} % interval",
         models=models,
         colours={m.name: plots.colour(i) for i, m in enumerate(models)},
         differences=differences,
         accuracy=_figure(plots.accuracy(models), "accuracy", "Accuracy of each model")
         if models
         else None,
+        topics=settings.topics(run, inputs.given, _notes(run, inputs, logs)),
+        parameters=settings.whole(run, inputs.given),
         benchmarks=_benchmarks(inputs.benchmarks),
-        curves=_curves(inputs),
+        curves=_curves(logs),
         preparation=_preparation(_optional_json(inputs.prepare)),
         annotation=tables.facts({k: v for k, v in annotate.items() if k != "status"})
         + _heads(inputs.reward_heads),
         statuses=tables.status_shares(annotate),
         groups=_group_figures(inputs.groups),
-        samples=samples.choose(compared, section.samples),
+        samples=samples.choose(compared, run.report.samples),
         sample_counts=counts,
         sample_models=names,
         sample_colours={name: plots.colour(i) for i, name in enumerate(names)},
@@ -140,16 +148,28 @@ def _benchmarks(path: Path | None) -> list[tables.BenchmarkScores]:
     return tables.benchmark_scores(_optional_json(path), str(path))
 
 
-def _curves(inputs: Inputs) -> list[dict[str, Any]]:
+def _notes(run: params.Params, inputs: Inputs, logs: Mapping[str, tables.Curve]) -> dict[str, str]:
+    """What the files say, by topic of the run."""
+    prepared = _optional_json(inputs.prepare).get("total") or {}
+    drawn = _optional_json(inputs.annotate)
+    weights = [f"{model} {hashed}" for model, hashed in samples.weights(inputs.samples).items()]
+    steps = {
+        f"{name.capitalize()} training": f"{len(columns['step'])} optimiser steps"
+        for name, columns in logs.items()
+        if columns
+    }
+    return steps | {
+        "Problems": tables.words(prepared, {"train": "to train on", "heldout": "held out"}),
+        "Rollouts": tables.words(drawn, {"groups": "prompts", "completions": "completions"}),
+        "Method": settings.recipe(run.method),
+        "Evaluation": f"Weights: {', '.join(weights)}" if weights else "",
+    }
+
+
+def _curves(logs: Mapping[str, tables.Curve]) -> list[dict[str, Any]]:
     """One entry a metric that any run has: its words and the figures of the runs that have it."""
-    runs = [
-        (run, hue, tables.read_curve(path))
-        for run, hue, path in (
-            ("offline", plots.colour(1), inputs.offline_curve),
-            ("online", plots.colour(2), inputs.online_curve),
-        )
-        if path is not None
-    ]
+    hues = {"offline": plots.colour(1), "online": plots.colour(2)}
+    runs = [(name, hues[name], columns) for name, columns in logs.items()]
     found = []
     for number, metric in enumerate(curves.METRICS):
         figures = []

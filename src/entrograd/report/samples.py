@@ -1,10 +1,13 @@
-"""Which completions the page shows side by side."""
+"""Which completions the page shows side by side, and whose weights wrote them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from entrograd import io
 
 KINDS = ("fixed", "broken", "still wrong", "right throughout")
 
@@ -53,3 +56,11 @@ def choose(compared: Sequence[Comparison], count: int) -> list[Comparison]:
             if sum(taken.values()) < count and taken[kind] < len(pools[kind]):
                 taken[kind] += 1
     return [c for kind in KINDS for c in pools[kind][: taken[kind]]]
+
+
+def weights(path: Path) -> dict[str, str]:
+    """The hash of each model's weights, as far as the files of samples tell."""
+    origins = [io.provenance(file) for file in (io.shard_files(path) if path.is_dir() else [path])]
+    return {
+        o["model"]: o["policy_version"] for o in origins if {"model", "policy_version"} <= set(o)
+    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from entrograd.errors import InputError
+from entrograd.report.settings import pairs
 
 # Files of numbers have their keys sorted; these are shown in this order, others after them.
 COLUMNS = (
@@ -64,9 +65,16 @@ class Score:
     @property
     def verdict(self) -> str:
         """What the interval of a difference says about its sign."""
+        if self.no_width:
+            return "no verdict"
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "no clear difference"
+
+    @property
+    def no_width(self) -> bool:
+        """Whether the interval is a point: what was resampled is all equal; it says nothing."""
+        return self.high - self.low < 1e-9
 
     @property
     def words(self) -> str:
@@ -80,6 +88,11 @@ def signed(value: float) -> str:
     if float(text) == 0:
         return text
     return ("+" if value > 0 else "−") + text
+
+
+def grouped(number: int) -> str:
+    """A whole number, its thousands set apart."""
+    return f"{number:,}".replace(",", "\u202f")
 
 
 def scores(summary: Mapping[str, Any], where: str) -> tuple[list[Score], list[Score]]:
@@ -121,6 +134,7 @@ class BenchmarkScores:
     grader: str
     models: list[Score]
     differences: list[Score]
+    setting: list[tuple[str, str]]  # all it takes to get the scores again
 
 
 def benchmark_scores(benchmarks: Mapping[str, Any], where: str) -> list[BenchmarkScores]:
@@ -140,6 +154,7 @@ def benchmark_scores(benchmarks: Mapping[str, Any], where: str) -> list[Benchmar
                 grader=str(entry["grader"]),
                 models=models,
                 differences=differences,
+                setting=_setting(entry),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"{where}: {name}: {error} is missing or malformed") from None
@@ -147,10 +162,26 @@ def benchmark_scores(benchmarks: Mapping[str, Any], where: str) -> list[Benchmar
     return blocks
 
 
+def _setting(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All of a benchmark's entry but its scores, keys and values."""
+    scores = {"accuracy", "ci_low", "ci_high", "reward_status"}
+    models = {
+        f"models.{name}": {key: value for key, value in model.items() if key not in scores}
+        for name, model in entry["models"].items()
+    }
+    return [
+        *pairs("", {k: v for k, v in entry.items() if k not in ("models", "differences")}),
+        *pairs("", models),
+    ]
+
+
 # --- curves ----------------------------------------------------------------------------------
 
 
-def read_curve(path: Path) -> dict[str, list[float]]:
+Curve = dict[str, list[float]]  # column -> its values, one a step
+
+
+def read_curve(path: Path) -> Curve:
     """The numeric columns of a training log, NaN where a cell is empty.
 
     InputError where the file has no `step` or a cell is not a number, naming row and column.
@@ -161,7 +192,7 @@ def read_curve(path: Path) -> dict[str, list[float]]:
         names = list(reader.fieldnames or [])
     if rows and "step" not in names:
         raise InputError(f"{path}: no column step; a training log has one line a step")
-    columns: dict[str, list[float]] = {name: [] for name in names}
+    columns: Curve = {name: [] for name in names}
     for number, row in enumerate(rows, start=2):
         for name in names:
             try:
@@ -233,10 +264,16 @@ def facts(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(item, bool) or (isinstance(item, str) and len(item) <= 40):
             found.append((name, str(item)))
         elif isinstance(item, int):
-            found.append((name, f"{item:,}".replace(",", "\u202f")))
+            found.append((name, grouped(item)))
         elif isinstance(item, float):
             found.append((name, f"{item:.4g}"))
     return found
+
+
+def words(value: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The whole numbers of `value` that `names` has words for, as a phrase."""
+    found = {key: value[key] for key in names if isinstance(value.get(key), int)}
+    return ", ".join(f"{grouped(number)} {names[key]}" for key, number in found.items())
 
 
 @dataclass(frozen=True)
