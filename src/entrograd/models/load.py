@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from entrograd import io
 from entrograd.errors import InputError
@@ -88,6 +88,13 @@ def policy_version(model: Any) -> str:
 def context_length(model: Any) -> int:
     """How many tokens prompt and completion may have together."""
     return int(model.config.max_position_embeddings)
+
+
+def folder_context(path: Path | str) -> int:
+    """`context_length` of the model in folder `path`, without its weights."""
+    _check_folder(path)
+    config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+    return int(config.max_position_embeddings)
 
 
 def _keep_freed_memory() -> None:
