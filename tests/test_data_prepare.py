@@ -7,6 +7,8 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from entrograd import cli
@@ -123,10 +125,16 @@ def test_exact_and_shared_sequences_by_hand() -> None:
     found = find_overlaps(train, {"b": bench}, ngram=3, share=0.5)
     assert {i: (m.kind, m.benchmark_row, m.share) for i, m in found["b"].items()} == {
         0: ("ngram", 0, 0.5),
+        1: ("benchmark_ngram", 0, 2 / 3),  # of the 3 sequences of row 0
         2: ("exact", 1, 1.0),
     }
     lower = find_overlaps(train, {"b": bench}, ngram=3, share=0.4)
-    assert set(lower["b"]) == {0, 1, 2}
+    assert {i: (m.kind, m.share) for i, m in lower["b"].items()} == {
+        0: ("ngram", 0.5),
+        1: ("ngram", 0.4),
+        2: ("exact", 1.0),
+    }
+    assert set(find_overlaps(train, {"b": bench}, ngram=3, share=0.7)["b"]) == {2}
 
 
 def test_sequences_must_stand_in_one_row() -> None:
@@ -137,21 +145,73 @@ def test_sequences_must_stand_in_one_row() -> None:
 
 def test_the_index_agrees_with_comparing_every_pair() -> None:
     draw = random.Random(0)
-    train, bench = ([" ".join(draw.choices("abcd", k=6)) for _ in range(60)] for _ in range(2))
+    train, bench = (
+        [" ".join(draw.choices("abcd", k=draw.randrange(5, 9))) for _ in range(60)]
+        for _ in range(2)
+    )
     texts = [normalise(text) for text in train]
     ignored = templates(texts, 3)
 
     def share(text: str, other: str) -> float:
         mine = sequences(text, 3) - ignored
-        return len(mine & sequences(normalise(other), 3)) / len(mine) if mine else 0.0
+        return len(mine & sequences(other, 3)) / len(mine) if mine else 0.0
 
-    expected = {
-        i
-        for i, text in enumerate(texts)
-        if any(text == normalise(other) or share(text, other) >= 0.5 for other in bench)
-    }
-    assert set(find_overlaps(train, {"b": bench}, 3, 0.5)["b"]) == expected
+    def kind(text: str) -> str | None:
+        others = [normalise(other) for other in bench]
+        if text in others:
+            return "exact"
+        if any(share(text, other) >= 0.5 for other in others):
+            return "ngram"
+        return "benchmark_ngram" if any(share(other, text) >= 0.5 for other in others) else None
+
+    expected = {i: kind(text) for i, text in enumerate(texts) if kind(text)}
+    found = find_overlaps(train, {"b": bench}, 3, 0.5)["b"]
+    assert {i: match.kind for i, match in found.items()} == expected
     assert 0 < len(expected) < len(train)
+    assert set(expected.values()) >= {"ngram", "benchmark_ngram"}
+
+
+def test_a_problem_within_a_longer_row_is_found() -> None:
+    before = " ".join(f"filler{i}" for i in range(80))
+    long = "A farmer has 17 sheep and buys 5 more at the fair. How many sheep does he have now?"
+    other = "A baker has 17 rolls and bakes 5 more in the night. How many rolls does he have then?"
+    train = [f"{before} {long} {before}", f"{before} {other}"]
+    found = find_overlaps(train, {"b": ["something else", long]}, ngram=13, share=0.5)["b"]
+    assert {i: (m.kind, m.benchmark_row, m.share) for i, m in found.items()} == {
+        0: ("benchmark_ngram", 1, 1.0)
+    }
+    # it has 19 words, so 7 sequences of 13; of its first 10, 15 and 16 words 0, 3 and 4 of them
+    cut = [f"{before} {' '.join(long.split()[:count])}" for count in (10, 15, 16)]
+    found = find_overlaps(cut, {"b": [long]}, ngram=13, share=0.5)["b"]
+    assert {i: (m.kind, m.share) for i, m in found.items()} == {2: ("benchmark_ngram", 4 / 7)}
+
+
+def test_a_short_problem_within_a_longer_row_is_found() -> None:
+    short = "Find the units digit of $18^6$."
+    train = [
+        f"Solve the following problem. {short}",
+        f"{short} Show your work, step by step.",
+        "Find the units digit of 18^61.",  # another number
+        "Find the units digit of 118^6.",
+        "Please find the last digit of 18^6.",
+        "Calculate this: what is 2 + 2? Then double it.",  # four words alone
+    ]
+    bench = ["What is 2 + 2 ?", short, "Find the units digit"]
+    found = find_overlaps(train, {"b": bench}, ngram=13, share=0.5)["b"]
+    assert {i: (m.kind, m.benchmark_row, m.share) for i, m in found.items()} == {
+        0: ("contains", 1, 1.0),
+        1: ("contains", 1, 1.0),
+    }
+    # of several, the longest
+    bench = ["Find the units digit of", "Find the units digit of 18 ^ 6", "the units digit of 18"]
+    found = find_overlaps(train[:1], {"b": bench}, ngram=13, share=0.5)["b"]
+    assert found[0].benchmark_row == 1
+
+
+def test_a_sum_within_a_longer_sum_is_another_problem() -> None:
+    bench = ["3 + 4 + 5 + 6", "Calculate 3 + 4 + 5"]
+    train = ["2 + 3 + 4 + 5 + 6 + 7", "Calculate 3 + 4 + 5 + 6"]
+    assert find_overlaps(train, {"b": bench}, ngram=13, share=0.5)["b"] == {}
 
 
 def test_the_wording_of_a_template_is_no_overlap() -> None:
@@ -170,8 +230,22 @@ def test_report_counts_rows_once() -> None:
     assert made["train_rows"] == 2
     assert made["overlapping_rows"] == 2
     assert made["by_benchmark"] == {
-        "x": {"benchmark_rows": 2, "rows": 2, "exact": 1, "ngram": 1},
-        "y": {"benchmark_rows": 1, "rows": 1, "exact": 1, "ngram": 0},
+        "x": {
+            "benchmark_rows": 2,
+            "rows": 2,
+            "exact": 1,
+            "ngram": 1,
+            "benchmark_ngram": 0,
+            "contains": 0,
+        },
+        "y": {
+            "benchmark_rows": 1,
+            "rows": 1,
+            "exact": 1,
+            "ngram": 0,
+            "benchmark_ngram": 0,
+            "contains": 0,
+        },
     }
     assert made["examples"][0] == {
         "benchmark": "x",
@@ -207,6 +281,8 @@ def test_overlap_command_on_real_files(
         "rows": 3,
         "exact": 2,
         "ngram": 1,
+        "benchmark_ngram": 0,
+        "contains": 0,
     }
     assert made["by_benchmark"]["aime24"]["rows"] == 0
     assert [e["train_row"] for e in made["examples"]] == [301, 302, 303]
@@ -215,10 +291,47 @@ def test_overlap_command_on_real_files(
     assert "3 of 303 training rows overlap" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("train", "bench", "kinds"),
+    [("gsm8k", "gsm8k", ["ngram", "ngram"]), ("asdiv", "svamp", ["ngram"])],
+)
+def test_real_training_files_share_little_with_benchmarks(
+    train: str, bench: str, kinds: list[str], shared_data: Path
+) -> None:
+    problems = read_problems(shared_data / "train" / f"{train}.jsonl")
+    benchmarks = {
+        path.stem: read_problems(path) for path in sorted((shared_data / "benchmarks").iterdir())
+    }
+    found = find_overlaps(problems, benchmarks, ngram=13, share=0.5)
+    told = {name: [m.kind for m in matches.values()] for name, matches in found.items() if matches}
+    assert told == {bench: kinds}
+
+
+def test_real_problems_are_found_within_longer_rows(shared_data: Path) -> None:
+    """All but those of fewer than five words, which a list of nothing else counts."""
+    bench = read_problems(shared_data / "benchmarks" / "math500.jsonl")
+    rows = [
+        f"{' '.join(f'filler{i}x{j}' for j in range(80))} {problem} Explain your answer."
+        for i, problem in enumerate(bench)
+    ]
+    found = find_overlaps(rows, {"math500": bench}, ngram=13, share=0.5)["math500"]
+    missed = [problem for i, problem in enumerate(bench) if i not in found]
+    assert len(found) == 493
+    assert all(len(normalise(problem).split()) < 7 for problem in missed)
+    assert {i: m.benchmark_row for i, m in found.items()} == {i: i for i in found}
+
+
 def test_overlap_command_on_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = tmp_path / "good.jsonl"
     good.write_text('{"problem": "p"}\n')
+    header, table = tmp_path / "header.csv", tmp_path / "none.parquet"
+    header.write_text("problem,answer\n")
+    pq.write_table(pa.table({"problem": pa.array([], pa.string())}), table)
     for arguments, sentence in (
+        ([str(good), str(header)], "header.csv: no rows"),
+        ([str(header), str(good)], "header.csv: no rows"),
+        ([str(good), str(good), str(table)], "none.parquet: no rows"),
+        ([str(table), str(good)], "none.parquet: no rows"),
         (["none.jsonl", str(good)], "none.jsonl: no such file"),
         ([str(good), str(good), "--ngram", "0"], "--ngram 0: give a number"),
         ([str(good), str(good), "--share", "2"], "--share 2.0: give a share"),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from entrograd.data.sources import Row, read, read_problems
+from entrograd.data.sources import Row, place, read, read_problems
 from entrograd.errors import InputError
 from entrograd.params import FileSource, HubSource, ReasoningGymSource
 
@@ -78,6 +78,19 @@ def test_a_bad_row_is_rejected_with_its_reason(tmp_path: Path, record: Any, reas
     rejects[0].content.encode("utf-8")  # it can be stored
 
 
+def test_messages_name_rows_and_where_they_differ_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("problem,answer\n\np,1\nq\n")
+    (tmp_path / "b.csv").write_text('problem\n"p\nq"\n""\n')
+    (tmp_path / "a.jsonl").write_text('{"problem": "p"}\n\n{"problem"\n')
+    for name, message in (
+        ("a.csv", r"a\.csv: row 2 \(line 4\): 1 fields, expected 2: 'q'"),
+        ("b.csv", r"b\.csv: row 2 \(line 4\): missing problem"),
+        ("a.jsonl", r"a\.jsonl: row 3: malformed JSON"),  # its rows are lines
+    ):
+        with pytest.raises(InputError, match=message):
+            read_problems(tmp_path / name)
+
+
 def test_limit_takes_the_first_rows(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", *({"problem": f"p{i}", "answer": i} for i in range(9)))
     rows, _ = read(file_source(path, limit=3))
@@ -94,6 +107,10 @@ def test_csv(tmp_path: Path) -> None:
         Row("a.csv", 3, 'x "y"', ("1",), ""),
     ]
     assert [(r.row, r.reason) for r in rejects] == [(2, "1 fields, expected 3")]
+    # header 1, row 1 on lines 2 and 3
+    assert [row.line for row in rows] == [2, 5]
+    assert [place(row) for row in rows] == ["a.csv row 1 (line 2)", "a.csv row 3 (line 5)"]
+    assert place(rejects[0]) == "a.csv row 2 (line 4)"
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -104,6 +121,7 @@ def test_parquet(tmp_path: Path) -> None:
     pq.write_table(table, path)
     rows, rejects = read(file_source(path, level="n"))
     assert rows == [Row("a.parquet", 1, "p", ("1", "2"), "1")]
+    assert place(rows[0]) == "a.parquet row 1"
     assert [(r.row, r.reason) for r in rejects] == [(2, "missing problem"), (3, "missing answer")]
 
 

@@ -152,6 +152,51 @@ def test_too_many_rejects_stop_the_stage_with_an_example(tmp_path: Path) -> None
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_the_line_of_a_csv_row_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    lines = [f"{i} + 1,{i + 1}" for i in range(50)]
+    path.write_text("\n".join(["problem,answer", *lines, "9 + 9", "1+1,3", ""]))
+    section: dict[str, Any] = {"sources": [{"kind": "file", "path": str(path)}]}
+    with pytest.raises(InputError, match=r"1 fields, expected 2 \(1; a\.csv row 51 \(line 52\): "):
+        run(tmp_path, {**section, "max_reject_share": 0.01})
+    run(tmp_path, {**section, "max_reject_share": 0.5})
+    rejects = io.read_table(tmp_path / "rejects.parquet", "rejects").to_pylist()
+    assert [(r["row"], r["line"]) for r in rejects] == [(51, 52), (2, 3), (52, 53)]
+    assert rejects[1]["content"] == "1 + 1 -> 2, but 3 in a.csv row 52 (line 53)"
+
+
+def test_an_empty_benchmark_guards_against_nothing(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", sums(20))
+    (tmp_path / "bench.csv").write_text("problem,answer\n")
+    section = {
+        "sources": [{"kind": "file", "path": source}],
+        "overlap": {"benchmarks": [str(tmp_path / "bench.csv")]},
+    }
+    with pytest.raises(InputError, match=r"bench\.csv: no rows"):
+        run(tmp_path, section)
+
+
+def test_a_benchmark_problem_within_a_longer_row_is_removed(tmp_path: Path) -> None:
+    bench = [{"problem": f"{WORDS} 7 and we ask what?"}, {"problem": "Find the sum of 3 and 4."}]
+    leaked = [
+        " ".join([*(f"filler{i}" for i in range(80)), bench[0]["problem"]]),
+        f"Solve the following problem. {bench[1]['problem']}",
+    ]
+    records = [*sums(20), *({"problem": problem, "answer": "1"} for problem in leaked)]
+    section = {
+        "sources": [{"kind": "file", "path": write_jsonl(tmp_path / "a.jsonl", records)}],
+        "heldout_share": 0.0,
+        "overlap": {"benchmarks": [write_jsonl(tmp_path / "bench.jsonl", bench)]},
+    }
+    prompts, summary = run(tmp_path, section)
+    assert [r["problem"] for r in prompts] == [r["problem"] for r in sums(20)]
+    assert summary["overlap"]["by_benchmark"]["bench"]["rows"] == 2
+    assert [(e["kind"], e["benchmark_row"]) for e in summary["overlap"]["examples"]] == [
+        ("benchmark_ngram", 1),
+        ("contains", 2),
+    ]
+
+
 def test_no_training_prompt_left(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", sums(5))
     section = {"sources": [{"kind": "file", "path": source}], "heldout_share": 1.0}

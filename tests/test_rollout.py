@@ -19,8 +19,9 @@ from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.params import RolloutParams, Sampling
+from entrograd.params import RolloutParams, Sampling, VllmParams
 from entrograd.rollout.engine import Completion, EngineError, Request
+from entrograd.rollout.engines import known_context
 from entrograd.rollout.rollout import rollout, training_prompts
 from entrograd.rollout.sampler import draw, filter_logits, uniforms
 from entrograd.rollout.transformers_engine import TransformersEngine
@@ -316,6 +317,41 @@ class TestStage:
         assert len(calls) == 4  # one, the interrupted one, the two that were missing
         assert (tmp_path / "b" / io.shard_name(0)).stat().st_ino == kept
         assert io.sha256(tmp_path / "a") == io.sha256(tmp_path / "b")
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"prompt_text": "1" * 253}, "prompt id4: 253 tokens and 4 new ones exceed .* of 256"),
+            ({"prompt_text": " "}, "prompt id4 is empty"),
+        ],
+    )
+    def test_a_prompt_that_does_not_fit_is_found_before_anything_is_loaded(
+        self,
+        row: dict[str, Any],
+        message: str,
+        tiny_model: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        path = prompts_table(tmp_path / "p.parquet", 5)
+        rows = io.read_table(path, "prompts").to_pylist()
+        io.write_table(path, [*rows[:4], {**rows[4], **row}], "prompts")
+        monkeypatch.setattr("entrograd.rollout.rollout.open_engine", pytest.fail)
+        with pytest.raises(InputError, match=rf"p\.parquet: {message}"):
+            rollout(self.params, tiny_model, path, tmp_path / "out", tmp_path)
+        monkeypatch.undo()
+        (tmp_path / "work").mkdir()  # it may stand in the table where it is not drawn
+        params = self.params.model_copy(update={"prompts": 4})
+        rollout(params, tiny_model, path, tmp_path / "out", tmp_path / "work")
+
+    def test_the_context_is_that_of_the_engine(self, tiny_model: Path) -> None:
+        vllm = VllmParams(max_model_len=100)
+        known = {
+            engine: known_context(RolloutParams(engine=engine, vllm=vllm), tiny_model)
+            for engine in ("transformers", "vllm", "vllm_server")
+        }
+        assert known == {"transformers": 256, "vllm": 100, "vllm_server": 100}
+        assert known_context(RolloutParams(engine="vllm"), tiny_model) == 256
 
     def test_too_few_prompts_are_an_error(self, tmp_path: Path) -> None:
         path = prompts_table(tmp_path / "p.parquet", 3)

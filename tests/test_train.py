@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, online_hashes, write_prompts
 
 from entrograd import io
 from entrograd.errors import InputError, NonFiniteError
@@ -326,6 +326,22 @@ class TestOnline:
         assert all(len(set(chosen)) == 3 for chosen in seen)
         assert [next(PromptOrder(2, 5, seed=0))] == [next(PromptOrder(2, 5, seed=0))]
         assert len({round_seed(0, step) for step in range(50)}) == 50
+
+    def test_a_prompt_too_long_is_found_before_the_first_step(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that these two steps may not even draw; the weights are not loaded."""
+        prompts = tmp_path / "prompts.parquet"
+        write_prompts(prompts, 8)
+        rows = io.read_table(prompts, "prompts").to_pylist()
+        io.write_table(prompts, [*rows, {**rows[0], "prompt_text": "1" * 255}], "prompts")
+        monkeypatch.setattr("entrograd.train.online.Policy", pytest.fail)
+        params = pipeline_params(
+            rollout={"sampling": {"max_new_tokens": 2}},
+            train_online={"steps": 2, "prompts_per_step": 2},
+        )
+        with pytest.raises(InputError, match=r"prompts\.parquet: prompt id0: 255 tokens and 2 new"):
+            online_hashes(params, tiny_model, tmp_path, "a")
 
     def test_learns_to_give_the_answer(self, tiny_model: Path, tmp_path: Path) -> None:
         """All answers are 7: within 40 steps a random model says little else."""

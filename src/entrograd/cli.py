@@ -45,7 +45,8 @@ def _overlap_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.share,
         metavar="S",
-        help="share of a training problem's sequences that must stand in one row (%(default)s)",
+        help="share of a training problem's sequences that must stand in one benchmark problem, or "
+        "of that one's in it (%(default)s)",
     )
     parser.add_argument("--column", default="problem", help="the problems' column (%(default)s)")
     parser.add_argument("--json", action="store_true", help="the whole report as JSON")
@@ -72,14 +73,15 @@ def _overlap(arguments: argparse.Namespace) -> None:
 
 
 def _as_text(report: dict[str, Any]) -> str:
+    from entrograd.data.decontaminate import KINDS
+
     lines = [f"{report['overlapping_rows']} of {report['train_rows']} training rows overlap"]
     for name, counts in report["by_benchmark"].items():
-        lines.append(
-            f"  {name}: {counts['rows']} ({counts['exact']} equal, {counts['ngram']} by shared "
-            f"sequences of {report['ngram']} words) of {counts['benchmark_rows']} problems"
-        )
+        found = ", ".join(f"{counts[kind]} {words}" for kind, words in KINDS.items())
+        lines.append(f"  {name}: {counts['rows']} ({found}) of {counts['benchmark_rows']} problems")
     for example in report["examples"]:
-        lines.append(f"{example['benchmark']}, {example['kind']}, share {example['share']:.2f}:")
+        kind = KINDS[example["kind"]]
+        lines.append(f"{example['benchmark']}, {kind}, share {example['share']:.2f}:")
         lines.append(f"  training row {example['train_row']}: {example['train_problem']!r}")
         lines.append(f"  its row {example['benchmark_row']}: {example['benchmark_problem']!r}")
     return "\n".join(lines)

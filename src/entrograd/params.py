@@ -188,7 +188,8 @@ Source = Annotated[ReasoningGymSource | FileSource | HubSource, Field(discrimina
 
 class Overlap(Section):
     """Training problems that overlap a benchmark or the held-out split are removed: equal after
-    normalisation, or sharing at least `share` of their `ngram`-word sequences with one row."""
+    normalisation, sharing at least `share` of their own or of one row's `ngram`-word sequences
+    with that row, or containing a shorter row. docs/data.md."""
 
     ngram: Positive = 13
     share: Share = 0.5

@@ -29,13 +29,14 @@ PROMPTS = pa.schema(
     ]
 )
 
-# Rows prepare turned away: where they stood, why, and their text.
+# Rows prepare turned away: where they stood (`line` of a text file), why, and their text.
 REJECTS = pa.schema(
     [
         pa.field("source", _TEXT, nullable=False),
         pa.field("row", pa.int64(), nullable=False),
         pa.field("reason", _TEXT, nullable=False),
         pa.field("content", _TEXT),
+        pa.field("line", pa.int64()),
     ]
 )
 
@@ -126,9 +127,10 @@ TABLES = {
 def validate(table: pa.Table, name: str, where: str, first_row: int = 0) -> pa.Table:
     """`table` with exactly the columns of schema `name`, in order and type.
 
-    Columns beyond the schema are dropped, absent nullable ones are filled with nulls; integer
-    and float widths are cast where no value changes. InputError names the file (`where`), the
-    column, and for a bad value its row, `table` beginning at `first_row` of the file.
+    Columns beyond the schema are dropped, absent nullable ones are filled with nulls; numbers, and
+    the ways Arrow has to hold text and lists, are cast where no value changes. InputError names the
+    file (`where`), the column, and for a bad value its row, `table` beginning at `first_row` of the
+    file.
     """
     schema, columns = TABLES[name], []
     for field in schema:
@@ -142,14 +144,38 @@ def validate(table: pa.Table, name: str, where: str, first_row: int = 0) -> pa.T
             continue
         column = table.column(field.name)
         if column.type != field.type:
+            wrong = f"{where}: column {field.name} is {column.type}, expected {field.type}"
+            if not _same_kind(column.type, field.type):
+                raise InputError(f"{wrong}; convert it")
             try:
                 column = column.cast(field.type)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise InputError(
-                    f"{where}: column {field.name} is {column.type}, expected {field.type}: {error}"
-                ) from None
+                raise InputError(f"{wrong}: {error}") from None
         if not field.nullable and column.null_count:
             row = first_row + column.is_null().to_pylist().index(True)
             raise InputError(f"{where}: row {row}: {field.name} is null; give it a value")
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _same_kind(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether both are text, numbers, structs, or lists of one kind: Arrow would also cast numbers
+    to text and back, and truth values to either."""
+    of = pa.types
+    if of.is_dictionary(found):
+        return _same_kind(found.value_type, wanted)
+    if of.is_null(found):
+        return True
+    for kinds in (
+        (of.is_string, of.is_large_string, of.is_string_view, of.is_binary, of.is_large_binary),
+        (of.is_integer, of.is_floating, of.is_decimal),
+    ):
+        if any(is_kind(wanted) for is_kind in kinds):
+            return any(is_kind(found) for is_kind in kinds)
+    if of.is_struct(wanted):
+        known = {field.name: field.type for field in wanted}
+        return of.is_struct(found) and all(
+            _same_kind(field.type, known[field.name]) for field in found if field.name in known
+        )
+    listed = of.is_list(found) or of.is_large_list(found) or of.is_fixed_size_list(found)
+    return listed and _same_kind(found.value_type, wanted.value_type)

@@ -1,5 +1,6 @@
-"""Training problems that overlap an evaluation's: equal after normalisation, or sharing long
-sequences of words, after the n-gram overlap of GPT-3 (arXiv 2005.14165v4, appendix C)."""
+"""Training problems that overlap an evaluation's: equal after normalisation, sharing long
+sequences of words, after the n-gram overlap of GPT-3 (arXiv 2005.14165v4, appendix C), or holding
+a short one whole."""
 
 from __future__ import annotations
 
@@ -14,7 +15,18 @@ from entrograd.data.normalise import normalise
 # is the wording of a template ("State the final answer to ..."), not of a problem.
 TEMPLATE_SHARE = 0.05
 TEMPLATE_ROWS = 20
+# A benchmark's problem of fewer words, those without letter or digit not counted ("What is 2 + 2?"
+# has four), is too little to be known by: it stands in longer problems by chance.
+FEWEST_WORDS = 5
 EXAMPLES = 5
+
+# How a training problem overlaps a benchmark's, in the order of search.
+KINDS = {
+    "exact": "equal",
+    "ngram": "by sequences of the training problem",
+    "benchmark_ngram": "by sequences of the benchmark's",
+    "contains": "containing a short one of the benchmark",
+}
 
 
 @dataclass(frozen=True)
@@ -22,38 +34,64 @@ class Match:
     """What a training problem was found to overlap."""
 
     benchmark_row: int  # index into the benchmark's problems
-    kind: str  # exact | ngram
-    share: float  # of the training problem's sequences found in that row
+    kind: str  # one of KINDS
+    share: float  # of the sequences of the training problem (ngram) or the benchmark's
 
 
 class Index:
-    """The problems of one benchmark, by normalised text and by their n-word sequences."""
+    """The problems of one benchmark, by normalised text and by their n-word sequences, those
+    `ignored` aside; those of fewer than n words by how they begin."""
 
-    def __init__(self, problems: Sequence[str], ngram: int) -> None:
-        self.ngram = ngram
+    def __init__(self, problems: Sequence[str], ngram: int, ignored: frozenset[str]) -> None:
+        self.ngram, self.ignored = ngram, ignored
         self.exact: dict[str, int] = {}
         self.rows_of: dict[str, list[int]] = {}
+        self.sizes: dict[int, int] = {}  # how many sequences, of rows of enough words
+        self.short: dict[str, list[str]] = {}
         for row, problem in enumerate(problems):
             text = normalise(problem)
             self.exact.setdefault(text, row)
-            for sequence in sequences(text, ngram):
+            mine = sequences(text, ngram) - ignored
+            for sequence in mine:
                 self.rows_of.setdefault(sequence, []).append(row)
+            words = text.split()
+            if sum(map(_is_word, words)) < FEWEST_WORDS:
+                continue
+            self.sizes[row] = len(mine)
+            if len(words) < ngram:
+                self.short.setdefault(" ".join(words[:FEWEST_WORDS]), []).append(text)
 
-    def match(self, text: str, share: float, ignored: frozenset[str]) -> Match | None:
+    def match(self, text: str, share: float) -> Match | None:
         """The benchmark row that the normalised training problem `text` overlaps most, if any.
 
-        It overlaps a row where it equals it, or where at least `share` of its distinct n-word
-        sequences (those `ignored` aside) stand in that row. Problems of fewer than n words can
-        only be equal.
+        It overlaps a row where it equals it or where at least `share` of its distinct n-word
+        sequences stand in that row; and a row of at least FEWEST_WORDS also where that share of the
+        row's sequences stand in it or, if the row is too short to have any, the row itself.
         """
         if text in self.exact:
             return Match(self.exact[text], "exact", 1.0)
-        mine = sequences(text, self.ngram) - ignored
-        found = Counter(row for sequence in mine for row in self.rows_of.get(sequence, ()))
-        if not found:
-            return None
-        row, count = min(found.items(), key=lambda item: (-item[1], item[0]))
-        return Match(row, "ngram", count / len(mine)) if count >= share * len(mine) else None
+        mine = sequences(text, self.ngram) - self.ignored
+        shared = Counter(row for sequence in mine for row in self.rows_of.get(sequence, ()))
+        of_mine = {row: count / len(mine) for row, count in shared.items()}
+        of_theirs = {row: shared[row] / self.sizes[row] for row in shared if row in self.sizes}
+        for kind, shares in (("ngram", of_mine), ("benchmark_ngram", of_theirs)):
+            row, most = min(shares.items(), key=lambda item: (-item[1], item[0]), default=(0, -1.0))
+            if most >= share:
+                return Match(row, kind, most)
+        held = self._held(text)
+        return Match(self.exact[max(held, key=len)], "contains", 1.0) if held else None
+
+    def _held(self, text: str) -> list[str]:
+        """The short problems that stand in a text, from word to word."""
+        if not self.short:
+            return []
+        begun = (self.short.get(start, ()) for start in sequences(text, FEWEST_WORDS))
+        found = {short for shorts in begun for short in shorts if f" {short} " in f" {text} "}
+        return sorted(found)
+
+
+def _is_word(word: str) -> bool:
+    return any(map(str.isalnum, word))
 
 
 def sequences(text: str, ngram: int) -> set[str]:
@@ -78,8 +116,8 @@ def find_overlaps(
     ignored = templates(texts, ngram)
     found: dict[str, dict[int, Match]] = {}
     for name, rows in benchmarks.items():
-        index = Index(rows, ngram)
-        matches = ((i, index.match(text, share, ignored)) for i, text in enumerate(texts))
+        index = Index(rows, ngram, ignored)
+        matches = ((i, index.match(text, share)) for i, text in enumerate(texts))
         found[name] = {i: match for i, match in matches if match is not None}
     return found
 
@@ -102,8 +140,7 @@ def report(
         name: {
             "benchmark_rows": len(benchmarks[name]),
             "rows": len(matches),
-            "exact": sum(match.kind == "exact" for match in matches.values()),
-            "ngram": sum(match.kind == "ngram" for match in matches.values()),
+            **{kind: sum(match.kind == kind for match in matches.values()) for kind in KINDS},
         }
         for name, matches in found.items()
     }

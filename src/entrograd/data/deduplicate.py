@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from entrograd.data.normalise import normalise
-from entrograd.data.sources import Reject, Row
+from entrograd.data.sources import Reject, Row, place
 
 
 def deduplicate(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Reject]]:
@@ -41,11 +41,12 @@ def _answers(answers: Iterable[str]) -> set[str]:
 def _conflict(row: Row, group: Sequence[Row]) -> Reject:
     mine = _answers(row.answers)
     other = next((r for r in group if not mine & _answers(r.answers)), None)
-    places = other or next(r for r in group if r is not row)
+    other = other or next(r for r in group if r is not row)
     return Reject(
         row.source,
         row.row,
         "conflicting answers",
         f"{row.problem} -> {' | '.join(row.answers)}, "
-        f"but {' | '.join(places.answers)} in {places.source} row {places.row}",
+        f"but {' | '.join(other.answers)} in {place(other)}",
+        row.line,
     )

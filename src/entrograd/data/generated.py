@@ -12,8 +12,8 @@ from entrograd.errors import InputError
 from entrograd.params import ReasoningGymSource
 
 
-def generate(source: ReasoningGymSource) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, entry) for each of `source.size` entries; equal seeds give equal entries.
+def generate(source: ReasoningGymSource) -> Iterator[dict[str, Any]]:
+    """Each of `source.size` entries; equal seeds give equal entries.
 
     Raises InputError where the task is unknown, its config is refused, an entry can't be made, or
     the field named by `source.problem` is not in the first entry.
@@ -65,7 +65,7 @@ def _as_default(value: Any, field: Field[Any]) -> Any:
     return value
 
 
-def _entries(source: ReasoningGymSource, dataset: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _entries(source: ReasoningGymSource, dataset: Any) -> Iterator[dict[str, Any]]:
     for index in range(source.size):
         try:
             entry = dataset[index]
@@ -76,7 +76,7 @@ def _entries(source: ReasoningGymSource, dataset: Any) -> Iterator[tuple[int, di
             ) from error
         if index == 0:
             _check_path(source, entry)
-        yield index + 1, entry
+        yield entry
 
 
 def _check_path(source: ReasoningGymSource, entry: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from entrograd.data import decontaminate
 from entrograd.data.deduplicate import deduplicate
 from entrograd.data.normalise import normalise, prompt_id
 from entrograd.data.prompt import render
-from entrograd.data.sources import Reject, Row, name_of, read, read_problems
+from entrograd.data.sources import Reject, Row, name_of, place, read, read_problems
 from entrograd.data.split import split
 from entrograd.errors import InputError
 from entrograd.params import PrepareParams, Source
@@ -120,7 +120,7 @@ def _check_reject_share(rejects: Sequence[Reject], total: int, bound: float) -> 
     told = []
     for reason, count in reasons:
         first = next(reject for reject in rejects if reject.reason == reason)
-        told.append(f"{reason} ({count}; {first.source} row {first.row}: {first.content[:120]!r})")
+        told.append(f"{reason} ({count}; {place(first)}: {first.content[:120]!r})")
     raise InputError(
         f"{len(rejects)} of {total} rows are rejected, above prepare.max_reject_share {bound:g}: "
         f"{'; '.join(told)}; fix the rows or raise the share"
@@ -137,7 +137,7 @@ def _overlaps(
     problems = [row.problem for row in train]
     bounds = params.overlap.ngram, params.overlap.share
     found = decontaminate.find_overlaps(problems, against, *bounds)
-    places = [f"{row.source} row {row.row}" for row in train]
+    places = [place(row) for row in train]
     report = decontaminate.report(problems, against, found, *bounds, places)
     return {train[i] for matches in found.values() for i in matches}, report
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,17 @@ from entrograd import params
 from entrograd.data import tabular
 from entrograd.errors import InputError
 
-Record = tuple[int, Any]  # its number, from 1; a mapping of columns, or tabular.Malformed
-
 
 @dataclass(frozen=True)
 class Row:
-    """One problem. `row` counts the source's records from 1 (lines, in a JSONL file)."""
+    """One problem; `row` and `line` are its tabular.Place."""
 
     source: str
     row: int
     problem: str
     answers: tuple[str, ...]
     level: str | None
+    line: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,12 @@ class Reject:
     row: int
     reason: str
     content: str
+    line: int | None = field(default=None, compare=False)
+
+
+def place(item: Row | Reject) -> str:
+    """Where a row stands, for messages: `mine.csv row 2 (line 3)`."""
+    return f"{item.source} {tabular.Place(item.row, item.line)}"
 
 
 def name_of(source: params.Source) -> str:
@@ -61,7 +66,7 @@ def read(source: params.Source, name: str | None = None) -> tuple[list[Row], lis
     if isinstance(source, params.ReasoningGymSource):
         from entrograd.data.generated import generate
 
-        records: Iterable[Record] = generate(source)
+        records: Iterable[tabular.Record] = tabular.numbered(generate(source))
     else:
         columns = source.problem, source.answer, source.level  # type: ignore[assignment]
         wanted = [column for column in columns if column is not None]
@@ -73,8 +78,8 @@ def read(source: params.Source, name: str | None = None) -> tuple[list[Row], lis
     keep = source.keep if isinstance(source, params.ReasoningGymSource) else None
     rows: list[Row] = []
     rejects: list[Reject] = []
-    for number, record in records:
-        taken = _take(name, number, record, *columns)
+    for at, record in records:
+        taken = _take(name, at, record, *columns)
         if isinstance(taken, Reject):
             rejects.append(taken)
         elif keep is None or re.fullmatch(keep, taken.problem):
@@ -92,13 +97,15 @@ def read_problems(path: Path | str, column: str = "problem") -> list[str]:
     read whole can't be guarded against.
     """
     problems = []
-    for number, record in tabular.read_records(path, [column], texts=[column]):
+    for at, record in tabular.read_records(path, [column], texts=[column]):
         if isinstance(record, tabular.Malformed):
-            raise InputError(f"{path}: row {number}: {record.reason}: {record.content[:80]!r}")
+            raise InputError(f"{path}: {at}: {record.reason}: {record.content[:80]!r}")
         problem, reason = _problem(record.get(column))
         if reason:
-            raise InputError(f"{path}: row {number}: {reason} (column {column}); fix or remove it")
+            raise InputError(f"{path}: {at}: {reason} (column {column}); fix or remove it")
         problems.append(problem)
+    if not problems:
+        raise InputError(f"{path}: no rows; give a file that has some")
     return problems
 
 
@@ -106,17 +113,23 @@ def read_problems(path: Path | str, column: str = "problem") -> list[str]:
 
 
 def _take(
-    source: str, number: int, record: Any, problem_at: str, answer_at: str, level_at: str | None
+    source: str,
+    at: tabular.Place,
+    record: Any,
+    problem_at: str,
+    answer_at: str,
+    level_at: str | None,
 ) -> Row | Reject:
     if isinstance(record, tabular.Malformed):
-        return Reject(source, number, record.reason, record.content)
+        return Reject(source, at.row, record.reason, record.content, at.line)
     problem, reason = _problem(_at(record, problem_at))
     answers, why = accepted_answers(record.get(answer_at))
     reason = reason or why
     if reason:
-        return Reject(source, number, reason, tabular.shown(record))
+        return Reject(source, at.row, reason, tabular.shown(record), at.line)
     level = record.get(level_at) if level_at else None
-    return Row(source, number, problem, answers, None if level is None else _number_or_text(level))
+    told = None if level is None else _number_or_text(level)
+    return Row(source, at.row, problem, answers, told, at.line)
 
 
 def _problem(value: Any) -> tuple[str, str | None]:
@@ -173,7 +186,7 @@ def _at(record: Mapping[str, Any], path: str) -> Any:
 # --- the hub ---------------------------------------------------------------------------------
 
 
-def _hub_records(source: params.HubSource, wanted: list[str]) -> Iterator[Record]:
+def _hub_records(source: params.HubSource, wanted: list[str]) -> tabular.Records:
     import datasets
 
     asked = f"{source.name}@{source.revision}, split {source.split}"
@@ -191,4 +204,4 @@ def _hub_records(source: params.HubSource, wanted: list[str]) -> Iterator[Record
             "elsewhere and name it as a source of kind file"
         ) from error
     tabular.check_columns(table.features.arrow_schema, f"hub data set {asked}", wanted, [wanted[0]])
-    return ((number, record) for number, record in enumerate(table, start=1))
+    return tabular.numbered(table)

@@ -1,14 +1,14 @@
-"""Records of JSONL, CSV and Parquet files, numbered from 1."""
+"""Records of JSONL, CSV and Parquet files, each with its place."""
 
 from __future__ import annotations
 
 import csv
 import io as streams
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,19 @@ import pyarrow.parquet as pq
 from entrograd.errors import InputError
 
 SHOWN = 2000  # characters kept of a rejected record
+
+
+class Place(NamedTuple):
+    """Where a record stands. Rows count from 1: lines in a JSONL file, records in others, in CSV
+    without the header and blank lines. `line` is the one a record of a text file begins on."""
+
+    row: int
+    line: int | None = None
+
+    def __str__(self) -> str:
+        """`row 2 (line 3)`, or `row 2` where there are no lines or both are the same."""
+        same = self.line in (None, self.row)
+        return f"row {self.row}" if same else f"row {self.row} (line {self.line})"
 
 
 @dataclass(frozen=True)
@@ -26,11 +39,12 @@ class Malformed:
     content: str
 
 
-Records = Iterator[tuple[int, Any]]
+Record = tuple[Place, Any]
+Records = Iterator[Record]
 
 
 def read_records(path: Path | str, wanted: Sequence[str], texts: Sequence[str]) -> Records:
-    """(number, record) for each record of a file, a mapping of columns or Malformed.
+    """(place, record) for each record of a file, a mapping of columns or Malformed.
 
     Args:
         path: a .jsonl, .ndjson, .csv or .parquet file.
@@ -54,6 +68,11 @@ def read_records(path: Path | str, wanted: Sequence[str], texts: Sequence[str]) 
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     return kinds[path.suffix.lower()](path, wanted, texts)
+
+
+def numbered(records: Iterable[Any]) -> Records:
+    """Records that have no lines."""
+    return ((Place(number), record) for number, record in enumerate(records, start=1))
 
 
 def shown(record: Any) -> str:
@@ -98,7 +117,7 @@ def _jsonl(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records: 
     lines = [line for line in enumerate(_text(path).split("\n"), start=1) if line[1].strip()]
     if not lines:
         raise InputError(f"{path}: the file is empty")
-    records = [(number, _parse(line)) for number, line in lines]
+    records = [(Place(number, number), _parse(line)) for number, line in lines]
     parsed = [record for _, record in records if isinstance(record, dict)]
     if parsed:  # columns are known by what any row has
         _check_names(
@@ -117,12 +136,20 @@ def _parse(line: str) -> dict[str, Any] | Malformed:
 
 def _csv(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records:  # noqa: ARG001
     reader = csv.reader(streams.StringIO(_text(path), newline=""), strict=True)
+    begins, found = 1, []
     try:
-        header, *rows = [row for row in reader if row] or [[]]
+        for row in reader:
+            if row:
+                found.append((begins, row))
+            begins = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
+    (_, header), *rows = found or [(1, [])]
     _check_names(header, str(path), wanted)
-    return ((number, _fields(header, row)) for number, row in enumerate(rows, start=1))
+    return (
+        (Place(number, line), _fields(header, row))
+        for number, (line, row) in enumerate(rows, start=1)
+    )
 
 
 def _fields(header: list[str], row: list[str]) -> dict[str, str] | Malformed:
@@ -138,4 +165,4 @@ def _parquet(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records
         table = file.read(columns=list(dict.fromkeys(wanted)))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a Parquet file: {error}") from None
-    return iter(enumerate(table.to_pylist(), start=1))
+    return numbered(table.to_pylist())

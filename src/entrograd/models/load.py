@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from entrograd import io
 from entrograd.errors import InputError
@@ -98,6 +98,13 @@ def _hash(weight: torch.Tensor) -> str:
 def context_length(model: Any) -> int:
     """How many tokens prompt and completion may have together."""
     return int(model.config.max_position_embeddings)
+
+
+def folder_context(path: Path | str) -> int:
+    """`context_length` of the model in folder `path`, without its weights."""
+    _check_folder(path)
+    config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+    return int(config.max_position_embeddings)
 
 
 def _keep_freed_memory() -> None:

@@ -46,6 +46,15 @@ def open_engine(
     return TransformersEngine(model, load_tokenizer(folder), params.token_budget)
 
 
+def known_context(params: RolloutParams, folder: Path) -> int:
+    """How many tokens prompt and completion may have together, as far as it is known before the
+    engine is open: a server at `vllm.url` may have been started for fewer."""
+    from entrograd.models.load import folder_context
+
+    chosen = params.vllm.max_model_len if params.engine != "transformers" else None
+    return chosen or folder_context(folder)
+
+
 def check_processes(params: RolloutParams, count: int) -> None:
     """InputError where `count` training processes cannot share the engine."""
     if count > 1 and params.engine != "transformers" and params.vllm.url is None:

@@ -13,8 +13,8 @@ from entrograd.errors import InputError, Unfinished
 from entrograd.models.load import load_tokenizer
 from entrograd.params import RolloutParams
 from entrograd.progress import Progress, progress
-from entrograd.rollout.engine import Completion, Engine, Request
-from entrograd.rollout.engines import open_engine
+from entrograd.rollout.engine import Completion, Engine, Request, check_requests
+from entrograd.rollout.engines import known_context, open_engine
 from entrograd.shards import chosen_shards, map_shards
 
 
@@ -33,7 +33,7 @@ def rollout(
     raised. Returns the one-line result. InputError where the table has no training prompt or a
     prompt does not fit the context.
     """
-    rows = training_prompts(prompts, params.prompts)
+    rows = encoded_prompts(prompts, params.prompts, params, model)
     shards = [
         rows[start : start + params.shard_prompts]
         for start in range(0, len(rows), params.shard_prompts)
@@ -74,11 +74,10 @@ def shard_worker(
     bar: Progress | None,
 ) -> Iterator[Callable[[int], list[dict[str, Any]]]]:
     """The function from a shard's number to its rows; its engine lives as long as the context."""
-    tokenizer = load_tokenizer(model)
     with closing(open_engine(params, model)) as engine:
 
         def work(index: int) -> list[dict[str, Any]]:
-            requests = group_requests(shards[index], tokenizer, params.group_size)
+            requests = group_requests(shards[index], params.group_size)
             completions = engine.generate(requests, params.sampling, params.seed, bar)
             return rollout_rows(requests, completions, params.seed, engine)
 
@@ -98,14 +97,31 @@ def training_prompts(prompts: Path, limit: int | None) -> list[dict[str, Any]]:
     return rows[:limit]
 
 
-def group_requests(
-    prompts: Sequence[Mapping[str, Any]], tokenizer: Any, group_size: int
-) -> list[Request]:
-    """`group_size` requests a prompt, group after group."""
+def encoded_prompts(
+    prompts: Path, limit: int | None, params: RolloutParams, model: Path
+) -> list[dict[str, Any]]:
+    """The rows of `training_prompts`, each with its `prompt_ids`.
+
+    No weights are loaded yet: a run ends at its start on a prompt that it would come to late.
+    Raises InputError naming file and prompt where one can't be encoded, or with its new tokens
+    exceeds the context (`engines.known_context`).
+    """
+    tokenizer = load_tokenizer(model)
+    rows = training_prompts(prompts, limit)
+    try:
+        for row in rows:
+            row["prompt_ids"] = tuple(encode(row, tokenizer))
+        check_requests(group_requests(rows, 1), params.sampling, known_context(params, model))
+    except InputError as error:
+        raise InputError(f"{prompts}: {error}") from None
+    return rows
+
+
+def group_requests(prompts: Sequence[Mapping[str, Any]], group_size: int) -> list[Request]:
+    """`group_size` requests a row of `encoded_prompts`, group after group."""
     return [
-        Request(prompt["prompt_id"], sample, ids)
+        Request(prompt["prompt_id"], sample, prompt["prompt_ids"])
         for prompt in prompts
-        for ids in [tuple(encode(prompt, tokenizer))]
         for sample in range(group_size)
     ]
 

@@ -25,7 +25,7 @@ from entrograd.verify.grade import Grader
 
 
 class RoundDrawer:
-    """Draws rounds from the training prompts `rows` in `order` with the engine's policy.
+    """Draws rounds from the training prompts `rows`, encoded, in `order` with the engine's policy.
 
     Several processes share the prompts of a draw out among themselves; each gets the whole round.
     """
@@ -35,7 +35,6 @@ class RoundDrawer:
         params: Params,
         recipe: Recipe,
         rows: Sequence[Mapping[str, Any]],
-        tokenizer: Any,
         order: PromptOrder,
         engine: Engine,
         scoring: Scoring,
@@ -43,7 +42,7 @@ class RoundDrawer:
         processes: Processes,
         device: torch.device,
     ) -> None:
-        self.params, self.recipe, self.rows, self.tokenizer = params, recipe, rows, tokenizer
+        self.params, self.recipe, self.rows = params, recipe, rows
         self.order, self.engine, self.scoring, self.grader = order, engine, scoring, grader
         self.processes, self.device = processes, device
         self.cluster = clusterer(params.annotate.clusters, grader, params.annotate.device)
@@ -109,7 +108,7 @@ class RoundDrawer:
     def requests(self, places: Sequence[int]) -> list[Request]:
         """This process's part of the requests for the prompts at `places`."""
         mine = self.processes.share([self.rows[place] for place in places])
-        return group_requests(mine, self.tokenizer, self.params.rollout.group_size)
+        return group_requests(mine, self.params.rollout.group_size)
 
     def sample(self, number: int, requests: Sequence[Request]) -> Group:
         """Rows of the rollouts schema, drawn by the engine with the seed of round `number`."""

@@ -14,7 +14,7 @@ from entrograd.models.load import load_tokenizer
 from entrograd.params import Params
 from entrograd.progress import progress
 from entrograd.rollout.engines import check_processes, open_engine
-from entrograd.rollout.rollout import training_prompts
+from entrograd.rollout.rollout import encoded_prompts
 from entrograd.train.ahead import Ahead
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
@@ -50,7 +50,7 @@ def train_online(
     check_needs(recipe, "train_online", online, heads)
     recipe = with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
     tokenizer = load_tokenizer(model)
-    rows = training_prompts(prompts, None)
+    rows = encoded_prompts(prompts, None, params.rollout, model)
     per_round = online.updates_per_round
     updates = online.steps * per_round
     processes = connect(online.device)
@@ -99,7 +99,6 @@ def train_online(
             params,
             recipe,
             rows,
-            tokenizer,
             order,
             engine,
             scoring,

@@ -1,0 +1,95 @@
+"""What reading a table guarantees of its columns' types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from entrograd import io
+from entrograd.errors import InputError
+
+
+def prompts(**columns: Any) -> dict[str, Any]:
+    return {
+        "prompt_id": ["a", "b"],
+        "source": ["s", "s"],
+        "split": ["train", "train"],
+        "problem": ["1", "2"],
+        "answers": [["1"], ["2", "two"]],
+        **columns,
+    }
+
+
+MESSAGES = [[{"role": "user", "content": 1}]] * 2
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "types"),
+    [
+        ("problem", [1, 2], "int64, expected string"),
+        ("problem", [1.5, 2.0], "double, expected string"),
+        ("problem", [True, False], "bool, expected string"),
+        ("answers", [[1], [2]], r"list<.*int64>, expected list<.*string>"),
+        ("answers", ["1", "2"], r"string, expected list<.*string>"),
+        ("messages", MESSAGES, r"list<.*content: int64.*>, expected list<.*content: string.*>"),
+    ],
+)
+def test_a_column_of_another_type_is_refused(
+    tmp_path: Path, column: str, values: Any, types: str
+) -> None:
+    path = tmp_path / "prompts.parquet"
+    pq.write_table(pa.table(prompts(**{column: values})), path)
+    with pytest.raises(InputError, match=rf"prompts\.parquet: column {column} is {types}"):
+        io.read_table(path, "prompts")
+
+
+@pytest.mark.parametrize(
+    ("reward", "types"),
+    [(["1", "0"], "string, expected float"), ([True, False], "bool, expected float")],
+)
+def test_a_number_is_a_number(reward: list[Any], types: str) -> None:
+    from entrograd.schemas import validate
+
+    groups = {
+        "prompt_id": ["a", "b"],
+        "completions": [8.0, 8.0],  # as pandas has integers where some were null
+        "clusters": [2, 1],
+        "mean_reward": reward,
+        **{
+            f"semantic_entropy_{name}": [0, 1]  # no fractions in any row
+            for name in ("rao", "discrete", "paper")
+        },
+        "mean_token_entropy": [0.5, 0.25],
+    }
+    with pytest.raises(InputError, match=f"file: column mean_reward is {types}"):
+        validate(pa.table(groups), "groups", "file")
+    read = validate(pa.table({**groups, "mean_reward": [1, 0]}), "groups", "file").to_pylist()
+    assert [(row["completions"], row["mean_reward"]) for row in read] == [(8, 1.0), (8, 0.0)]
+    with pytest.raises(InputError, match=r"column completions is double, expected int32: .*8\.5"):
+        validate(
+            pa.table({**groups, "mean_reward": [1, 0], "completions": [8.5, 8]}), "groups", "file"
+        )
+
+
+def test_other_ways_to_hold_the_same_are_read(tmp_path: Path) -> None:
+    """As Polars, pandas and `datasets` write them."""
+    table = pa.table(
+        prompts(
+            problem=pa.array(["1", "2"], pa.large_string()),
+            source=pa.array(["s", "s"]).dictionary_encode(),
+            answers=pa.array([["1"], ["2", "two"]], pa.large_list(pa.large_string())),
+            level=pa.nulls(2),
+            messages=pa.nulls(2, pa.list_(pa.null())),
+        )
+    )
+    pq.write_table(table, tmp_path / "prompts.parquet")
+    rows = io.read_table(tmp_path / "prompts.parquet", "prompts").to_pylist()
+    assert [{key: row[key] for key in prompts()} for row in rows] == [
+        dict(zip(prompts(), values, strict=True))
+        for values in zip(*prompts().values(), strict=True)
+    ]
+    assert all(row["level"] is None and row["messages"] is None for row in rows)
