@@ -534,6 +534,9 @@ class TestEncore:
         with pytest.raises(InputError, match=r"weighted\.weights\.a: no such reward head"):
             weighed.check_heads(("b",))
 
+    def test_without_heads_there_is_nothing_to_add_up(self) -> None:
+        assert encore.composed(torch.zeros(2, 0), []).tolist() == [0.0, 0.0]
+
     def test_unmeasured_heads_are_an_error(self) -> None:
         batch = group([0, 1], reward_heads=[[0.5], [1.0]], head_names=("a",))
         with pytest.raises(InputError, match=r"encore\.entropies.*'a'"):

@@ -197,7 +197,7 @@ class TestParametersWithoutEffect:
             (
                 {"name": "gtpo", "loss": "dapo", "dapo": {"overlong_length": 8192}},
                 r"method\.dapo\.overlong_length: no choice reads it: the reward is gtpo's; "
-                r"method\.reward: dapo would",
+                r"set method\.reward: dapo, or overlong_length of the reward in use",
             ),
             (
                 {"name": "dapo", "reward": "encore", "dapo": {"overlong_length": 8192}},

@@ -90,11 +90,11 @@ def _check_read(choices: Mapping[str, Method], name: str, parameter: str, params
     if chosen == name or value == getattr(METHODS[name].params(), parameter):
         return
     what = f"method.{name}.{parameter}"
-    why = f"no choice reads it: the {reader} is {chosen}'s; method.{reader}: {name} would"
+    why = f"no choice reads it: the {reader} is {chosen}'s; set method.{reader}: {name}"
     if parameter == "overlong_length":
         raise InputError(
-            f"params.yaml: {what}: {why}, and so would overlong_length in the block of a reward "
-            "that composes (dapo, encore, weighted, empo)"
+            f"params.yaml: {what}: {why}, or overlong_length of the reward in use (dapo, encore, "
+            "weighted and empo have it)"
         )
     if (name, parameter) != ("seed_grpo", "estimator"):  # the diagnostics read it too
         log.warning("%s = %s has no effect, %s", what, value, why)

@@ -3,9 +3,9 @@ rule is not public to us.
 
 A completion is cut where its token scores jump or cross the baseline; a segment whose mean score
 disagrees with the sign of the completion's advantage is left out of the loss, penalties included,
-and of what the loss divides by. Two neighbours are
-offered as other ways to cut: every token a segment of its own, and a cut after each token of high
-entropy (arXiv 2501.02790). Advantage and loss are GRPO's.
+and of what the loss divides by. Two neighbours are offered as other ways to cut: every token a
+segment of its own, and a cut after each token of high entropy (arXiv 2501.02790). Advantage and
+loss are GRPO's.
 """
 
 from __future__ import annotations

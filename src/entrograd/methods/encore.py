@@ -70,8 +70,7 @@ def fit(entropies: Mapping[str, float], params: Params) -> Params:
 def compose_rewards(batch: Batch, params: Params) -> Tensor:
     """[B] phi_i = sum_k w_k psi_{i,k}, plus the overlong penalty."""
     weight = head_weights(params, batch.head_names).tolist()
-    phi = composed(batch.require("reward_heads").unbind(-1), weight)
-    return with_penalty(phi, batch, params)
+    return with_penalty(composed(batch.require("reward_heads"), weight), batch, params)
 
 
 METHOD = Method(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
@@ -39,7 +40,8 @@ def compose_rewards(batch: Batch, params: Params) -> Tensor:
             )
         heads[name] = batch.require("reward_heads")[:, batch.head_names.index(name)]
     weights = [params.weights.get(name, 0.0) for name in heads]
-    return with_penalty(composed(list(heads.values()), weights), batch, params)
+    columns = torch.stack([column.double() for column in heads.values()], -1)
+    return with_penalty(composed(columns, weights), batch, params)
 
 
 def weights_by_name(head_names: tuple[str, ...], params: Params) -> dict[str, float]:

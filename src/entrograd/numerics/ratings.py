@@ -20,13 +20,13 @@ def weights(entropies: Tensor, tau: float) -> Tensor:
     return torch.softmax(-entropies.double() / tau, dim=-1)
 
 
-def composed(heads: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """[B] sum_k w_k psi_k of heads psi_k [B], float64.
+def composed(heads: Tensor, weights: Sequence[float]) -> Tensor:
+    """[B] sum_k w_k psi_k of heads psi [B, R], float64.
 
     A product and a sum at a time: completions that are rated alike get the same reward to the bit,
     which a matrix product does not promise.
     """
-    total = torch.zeros_like(heads[0], dtype=torch.float64)
-    for head, weight in zip(heads, weights, strict=True):
-        total = total + weight * head.double()
+    total = torch.zeros(len(heads), dtype=torch.float64, device=heads.device)
+    for head, weight in zip(heads.double().unbind(-1), weights, strict=True):
+        total = total + weight * head
     return total
