@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
+from imports import ROOT
 from test_methods import group
 from test_methods_invariants import HEADS, make_batch
 
@@ -243,6 +245,15 @@ class TestParametersWithoutEffect:
             choose(**section)
         assert bool(caplog.text) == bool(warned)
         assert all(words in caplog.text for words in warned)
+
+    @pytest.mark.parametrize("name", list(METHODS))
+    def test_the_parameters_as_shipped_fit_any_method(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shipped = yaml.safe_load((ROOT / "params.yaml").read_text())["method"]
+        for section in ({**shipped, "name": name}, {**shipped, "name": name, "modulation": "none"}):
+            choose(**section)
+        assert not caplog.text
 
 
 class TestOverlongPenaltyOfEveryComposition:
