@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from entrograd.methods import asr, dapo, empo, encore, grpo_s, gtpo, recipe, see
 from entrograd.methods import high_entropy_tokens as minority
 from entrograd.methods.base import Batch, denominators
 from entrograd.methods.diagnostics import diagnostics
+from entrograd.methods.options import overlong_penalty
 from entrograd.numerics.ratings import rating_entropy
 from entrograd.params import MethodParams, check
 from entrograd.report.curves import METRICS
@@ -135,7 +137,7 @@ class TestOverlongPenalty:
         [(1, 0), (16384, 0), (18432, -0.5), (20480, -1), (20481, -1), (30000, -1)],
     )
     def test_values(self, length: int, penalty: float) -> None:
-        assert dapo.overlong_penalty(torch.tensor([length]), 20480, 4096).item() == penalty
+        assert overlong_penalty(torch.tensor([length]), 20480, 4096).item() == penalty
 
     def test_joins_the_reward(self) -> None:
         # lengths 4 and 3 with Lmax 4, Lc 2: penalties -1 and -.5
@@ -194,6 +196,28 @@ class TestSeedGrpo:
         # the largest entropy: 1 / 1.0417 = .9599693
         assert seed_grpo.modulate(batch, seed_grpo.Params())[0].item() == pytest.approx(0.9599693)
 
+    @pytest.mark.parametrize("estimator", ["rao", "discrete", "paper"])
+    def test_groups_of_any_size_side_by_side(self, estimator: Any) -> None:
+        """Oracle: plain loops over each group; ln G is of the completion's own group."""
+        groups = [0, 1, 0, 2, 2, 0, 2, 2, 0, 2, 1]  # of 4, 2 and 5
+        clusters = [3, 0, 3, 0, 1, 1, 1, 2, 0, 0, 1]
+        ell = [-0.1, -0.9, -0.6, -0.2, -1.3, -0.4, -0.8, -0.3, -0.7, -0.5, -2.0]
+        batch = group([0] * 11, old_logprobs=[[value] for value in ell], cluster_ids=clusters)
+        batch = replace(batch, groups=torch.tensor(groups))
+        found = seed_grpo.modulate(batch, seed_grpo.Params(alpha=0.7, estimator=estimator))
+        for i, own in enumerate(groups):
+            members = [k for k, g in enumerate(groups) if g == own]
+            weight = {k: 1.0 if estimator == "discrete" else math.exp(ell[k]) for k in members}
+            whole = sum(weight.values())
+            names = {clusters[k] for k in members}
+            shares = [sum(weight[k] for k in members if clusters[k] == c) / whole for c in names]
+            entropy = -sum(
+                math.log(p) / len(shares) if estimator == "paper" else p * math.log(p)
+                for p in shares
+            )
+            expected = 1 / (1 + 0.7 * entropy / math.log(len(members)))
+            assert float(found[i]) == pytest.approx(expected, rel=1e-12)
+
     def test_counts_need_no_logprobs(self) -> None:
         assert choose("seed_grpo", seed_grpo={"estimator": "discrete"}).needs == {"cluster_id"}
         assert choose("seed_grpo").needs == {"cluster_id", "old_logprobs"}
@@ -244,6 +268,14 @@ class TestGtpoEquation3And5:
         assert_rows(gtpo.shaped_rewards(batch, gtpo.Params()), batch, [[-1.2], [-1.0]], 1e-6)
         batch = group([1, 1], [[0], [0]])
         assert_rows(gtpo.shaped_rewards(batch, gtpo.Params()), batch, [[1.1], [1.1]], 1e-12)
+
+    def test_the_floor_is_1e_8_and_no_more(self) -> None:
+        # O-: 1/H = 1e8 and 1e7: shares 20/11 and 2/11
+        batch, expected = group([0, 0], [[0], [1e-7]]), [-1 - 2 / 11, -1 - 0.2 / 11]
+        found = gtpo.shaped_rewards(batch, gtpo.Params())
+        assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-9)
+        found = grpo_s.shaped_rewards(batch, grpo_s.Params())
+        assert found.tolist() == pytest.approx(expected, abs=1e-9)
 
     def test_clamp(self) -> None:
         # 3 and 1 clamped to [1.5, 2]: 1 + .1 * 2/3.5 * 2 and 1 + .1 * 1.5/3.5 * 2
@@ -299,6 +331,75 @@ class TestGtpoEquation6:
     @pytest.mark.parametrize("rewards", [[1, 1, 1, 1], [0, 0, 0, 0], [0.3] * 4, [0, -1, 0, 0]])
     def test_no_signal(self, rewards: list[float]) -> None:
         assert not choose("gtpo").advantages(group(rewards, ENTROPIES)).any()
+
+
+def correct_and_wrong(right: list[int], wrong: list[int], seed: int, **columns: Any) -> Batch:
+    """One group of 0/1 rewards: completions of these lengths, random entropies."""
+    lengths = torch.tensor([*right, *wrong])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    drawn = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)).double()
+    rewards = [1.0] * len(right) + [0.0] * len(wrong)
+    return replace(group(rewards), completion_mask=mask, old_logprobs=0 * drawn, entropies=drawn,
+                   **columns)  # fmt: skip
+
+
+class TestGtpoSigns:
+    """Reading with_zeros: which correct tokens come out positive, exactly."""
+
+    params = gtpo.Params()
+    bound = 1.0 / 1.1  # a1 / (a1 + a2)
+
+    @pytest.mark.parametrize("wrong", [1, 3, 7, 9, 10, 11, 30, 100])
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_rewards_of_0_and_1(self, wrong: int, seed: int) -> None:
+        """50 + 50 correct tokens: all positive iff n / N <= 10/11, which 10 wrong ones make."""
+        batch = correct_and_wrong([50, 50], [wrong], seed)
+        advantages = gtpo.advantages(batch, self.params)
+        assert batch.entropies is not None
+        entropies = batch.entropies[:2, :50]
+        share = 2 * entropies / entropies.sum(0)  # Eq. 3, both running at every step
+        portion = 100 / (100 + wrong)
+        lowest = (1.1 * portion - 1.0) / 0.1
+        assert torch.equal(advantages[:2, :50] > 0, share > lowest)
+        assert (lowest <= 0) == (portion <= self.bound + 1e-12) == (wrong >= 10)
+        positive = float((advantages[:2, :50] > 0).double().mean())
+        assert positive == 1.0 if wrong >= 10 else 0.0 < positive < 1.0
+
+    def test_nine_in_a_hundred_are_negative_beside_seven_wrong_tokens(self) -> None:
+        batch = correct_and_wrong([50, 50], [7], 0)
+        negative = gtpo.advantages(batch, self.params)[:2, :50] < 0
+        assert 0.05 < float(negative.double().mean()) < 0.2
+
+    def test_wrong_tokens_where_they_are_many(self) -> None:
+        # the mirror image: 100 wrong, 7 and 10 correct tokens, whatever these earn
+        for right, all_negative in ((7, False), (10, True)):
+            batch = correct_and_wrong([right], [50, 50], 0)
+            for reward in (1.0, 0.3):
+                rewards = torch.tensor([reward, 0.0, 0.0], dtype=torch.float64)
+                found = gtpo.advantages(replace(batch, rewards=rewards), self.params)[1:, :50]
+                assert bool((found < 0).all()) == all_negative
+
+    def test_unequal_rewards(self) -> None:
+        # R+ .2 + .1 and 1 + .1, a zero: mean 1.4 / 3 = .46667, var .21556: -.16667 / .46428
+        batch = group([0.2, 1, 0], [[1], [1], [1]])
+        found = gtpo.advantages(batch, self.params)[:, 0].tolist()
+        assert found[0] == pytest.approx(-0.35898, abs=1e-5)
+        assert found[1] > 0 > found[2]
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_a_reward_of_at_least_the_mean_is_positive(self, seed: int) -> None:
+        """r_i >= (sum_{k in O+} r_k |o_k| + n a2 / a1) / N: such completions have no negative."""
+        draw = torch.Generator().manual_seed(seed)
+        rewards = torch.rand(6, generator=draw).double()
+        rewards[4:] = 0.0
+        lengths = torch.randint(1, 9, (6,), generator=draw).tolist()
+        batch = correct_and_wrong(lengths[:4], lengths[4:], seed, rewards=rewards)
+        advantages, mask = gtpo.advantages(batch, self.params), batch.completion_mask
+        n, total = sum(lengths[:4]), sum(lengths)
+        earned = sum(r * length for r, length in zip(rewards.tolist(), lengths, strict=True))
+        for i in range(4):
+            if float(rewards[i]) >= (earned + 0.1 * n) / total:
+                assert (advantages[i][mask[i]] > 0).all()
 
 
 class TestGrpoS:
@@ -433,10 +534,43 @@ class TestEncore:
         with pytest.raises(InputError, match=r"weighted\.weights\.a: no such reward head"):
             weighed.check_heads(("b",))
 
+    def test_without_heads_there_is_nothing_to_add_up(self) -> None:
+        assert encore.composed(torch.zeros(2, 0), []).tolist() == [0.0, 0.0]
+
     def test_unmeasured_heads_are_an_error(self) -> None:
         batch = group([0, 1], reward_heads=[[0.5], [1.0]], head_names=("a",))
         with pytest.raises(InputError, match=r"encore\.entropies.*'a'"):
             choose("encore").advantages(batch)
+
+
+class TestEqualRatings:
+    @pytest.mark.parametrize("name", ["encore", "weighted"])
+    @pytest.mark.parametrize("seed", range(0, 400, 7))
+    def test_give_equal_rewards_to_the_bit(self, name: str, seed: int) -> None:
+        """Whatever the number of heads, of completions, and the layout of the ratings."""
+        draw = torch.Generator().manual_seed(seed)
+        count, size = (int(torch.randint(2, high, (1,), generator=draw)) for high in (12, 70))
+        ratings = (torch.randint(0, 5, (1, count), generator=draw).double() / 4).expand(size, -1)
+        ratings = ratings.contiguous() if seed % 2 else ratings.T.contiguous().T
+        names = tuple("abcdefghijkl"[:count])
+        drawn = dict(zip(names, torch.rand(count, generator=draw).tolist(), strict=True))
+        key = {"encore": "entropies", "weighted": "weights"}[name]
+        batch = replace(group([0.0] * size), reward_heads=ratings, head_names=names)
+        chosen = choose(name, **{name: {key: drawn, "epsilon": 0.0}})
+        rewards = chosen.rewarded(batch).rewards
+        assert (rewards == rewards[0]).all()
+        assert not chosen.advantages(batch).any()
+
+    def test_sums_that_differ_in_binary_alone_are_equal(self) -> None:
+        # .1 + .2 and .3: without it the z-score would make +-.707 of 5e-17
+        batch = group([0, 0], reward_heads=[[1, 1, 0], [0, 0, 1]], head_names=("a", "b", "c"))
+        block = {"weights": {"a": 0.1, "b": 0.2, "c": 0.3}, "epsilon": 0.0}
+        assert not choose("weighted", weighted=block).advantages(batch).any()
+        for credit in ("dr_grpo", "gtpo", "grpo_s"):
+            whole = replace(
+                batch, rewards=torch.ones(2).double(), entropies=torch.ones(2, 1).double()
+            )
+            assert not choose("weighted", credit=credit, weighted=block).advantages(whole).any()
 
 
 class TestWeighted:
@@ -486,7 +620,7 @@ class TestAsr:
         )
         assert found.tolist() == [[2.0, 2.0, -2.0], [5.0, 0.0, 0.0]]
 
-    def test_masked_tokens_leave_the_denominator(self) -> None:
+    def test_masked_tokens_have_no_advantage(self) -> None:
         # v = (ln old - ln ref) beta: signs (+, -, +) for the right one: two of three tokens stay
         batch = group(
             [1, 0],
@@ -495,10 +629,12 @@ class TestAsr:
         )
         block = {"segmentation": "token"}
         a = 0.7070068
-        leaves = choose("asr", asr=block).advantages(batch)
-        assert_rows(leaves, batch, [[1.5 * a, 0, 1.5 * a], [-a]], 1e-7)
-        stays = choose("asr", asr={**block, "keep_denominator": True}).advantages(batch)
-        assert_rows(stays, batch, [[a, 0, a], [-a]], 1e-7)
+        for keep in (False, True):
+            chosen = choose("asr", asr={**block, "keep_denominator": keep})
+            assert_rows(chosen.advantages(batch), batch, [[a, 0, a], [-a]], 1e-7)
+            # and leave the denominators with their numerator, unless those are kept
+            kept = [[True, keep, True], [True]]
+            assert ragged(chosen.loss_mask(batch), batch) == kept
 
 
 class TestDiagnostics:
@@ -522,6 +658,71 @@ class TestDiagnostics:
         # KL(old || now) = E_old[ratio - 1 - log ratio] = .5 - .4054651
         assert found["kl"] == pytest.approx(0.0945349, abs=1e-7)
         assert found["kl_k1"] == pytest.approx(-0.4054651, abs=1e-7)
+
+    def test_cispo_caps_a_weight_and_keeps_the_gradient(self) -> None:
+        # ratios e^2 = 7.4 above the bound 5, of either sign, and 1.5 below it
+        batch = group([1, 0], old_logprobs=[[-3.0, -1.0], [-3.0, -1.0]])
+        now = batch.old_logprobs + torch.tensor([2.0, math.log(1.5)]).double()
+        chosen = choose("cispo")
+        found = diagnostics(chosen, batch, now, chosen.advantages(batch))
+        assert found["weight_capped"] == 0.5
+        assert not {"clip_low", "clip_high"} & set(found)
+        now.requires_grad_()
+        chosen.policy_loss(now, chosen.advantages(batch), batch).sum().backward()
+        assert now.grad is not None
+        assert (now.grad != 0).all()
+
+    def test_what_a_mask_leaves_counts_groups_it_leaves_nothing(self) -> None:
+        # group 0 keeps both completions, group 1 none; group 2 has no signal to keep
+        batch = group([1, 0, 1, 0, 1, 1])
+        scores = torch.tensor([[1.0], [-1.0], [-1.0], [1.0], [1.0], [1.0]]).double()
+        batch = replace(batch, groups=torch.tensor([0, 0, 1, 1, 2, 2]), token_scores=scores)
+        chosen = choose("asr", asr={"source": "reward_model", "segmentation": "token"})
+        found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        assert (found["kept_tokens"], found["nonzero_tokens"]) == (0.5, pytest.approx(1 / 3))
+        assert found["positive_correct"] == found["negative_wrong"] == 0.5
+        assert found["zero_signal_share"] == pytest.approx(2 / 3)
+        nothing = replace(batch, token_scores=-scores.abs() * batch.rewards.sub(0.5)[:, None])
+        found = diagnostics(chosen, nothing, batch.old_logprobs, chosen.advantages(nothing))
+        assert (found["kept_tokens"], found["zero_signal_share"]) == (0.0, 1.0)
+
+    def test_a_reward_at_the_mean_has_no_sign(self) -> None:
+        # .2 is the mean of .1, .2, .3, but not of their sum in binary
+        for dtype in (torch.float64, torch.float32):
+            batch = replace(group([0, 0, 0]), rewards=torch.tensor([0.1, 0.2, 0.3], dtype=dtype))
+            chosen = choose("grpo")
+            advantages = chosen.advantages(batch)
+            assert advantages[1].item() == 0.0
+            found = diagnostics(chosen, batch, batch.old_logprobs, advantages)
+            assert found["nonzero_tokens"] == pytest.approx(2 / 3)
+
+    def test_multipliers_of_two_groups(self) -> None:
+        # one answer: 1; two answers equally likely: 1 / (1 + .0417)
+        batch = group([1, 0, 1, 0], old_logprobs=[[-0.1]] * 4, cluster_ids=[0, 0, 0, 1])
+        batch = replace(batch, groups=torch.tensor([0, 0, 1, 1]))
+        chosen = choose("seed_grpo")
+        found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        assert found["modulation_min"] == pytest.approx(0.9599693, abs=1e-7)
+        assert found["modulation_mean"] == pytest.approx((1 + 0.9599693) / 2, abs=1e-7)
+
+    def test_plain_numbers_of_a_step(self) -> None:
+        # entropies 1, 2, .. 5 in two groups of two and one; log-ratio -2 on one token
+        batch = group([1, 0, 0], [[1, 2], [3], [4, 5]])
+        batch = replace(batch, groups=torch.tensor([0, 0, 1]))
+        now = batch.old_logprobs.clone()
+        now[0, 1] = -2.0
+        chosen = choose("grpo")
+        found = diagnostics(chosen, batch, now, chosen.advantages(batch))
+        assert (found["reward_mean"], found["length_mean"]) == (
+            pytest.approx(1 / 3),
+            pytest.approx(5 / 3),
+        )
+        assert found["zero_signal_share"] == 0.5  # a mean over groups, not completions
+        assert found["log_ratio_max"] == 2.0
+        assert found["clip_low"] == 0.0  # the ratio fell, but the advantage is positive
+        assert [found[f"entropy_q{q}"] for q in (10, 50, 90)] == pytest.approx([1.4, 3.0, 4.6])
+        assert found["advantage_correct"] == pytest.approx(0.7070068, abs=1e-7)
+        assert found["advantage_wrong"] == pytest.approx(-0.7070068 / 3, abs=1e-7)
 
     def test_the_ratio_that_is_clipped_is_the_loss_s_own(self) -> None:
         # token ratios e^.3 and e^-.3: each beyond .2, their geometric mean 1 clipped by nobody

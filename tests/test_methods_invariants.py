@@ -72,17 +72,30 @@ def current(batch: Batch, seed: int = 7, spread: float = 0.4) -> Tensor:
     return (batch.old_logprobs + spread * noise).requires_grad_()
 
 
+def full(batch: Batch) -> Batch:
+    """`batch` with every completion as long as the longest; numbers where its padding was."""
+    draw = torch.Generator().manual_seed(11)
+    filled: dict[str, Any] = {}
+    for column in TOKEN_COLUMNS:
+        values = getattr(batch, column)
+        fresh = torch.rand(values.shape, generator=draw, dtype=torch.float64)
+        sign = -1 if column.endswith("logprobs") else 1
+        filled[column] = torch.where(batch.completion_mask, values, sign * fresh)
+    return replace(batch, completion_mask=torch.ones_like(batch.completion_mask), **filled)
+
+
 def loss_and_gradient(
     chosen: Recipe, batch: Batch, logprobs: Tensor, parts: list[list[int]] | None = None
 ) -> tuple[Tensor, Tensor]:
     """The loss of the whole batch as a sum over micro-batches, and its gradient [B, T]."""
-    advantages, counts = chosen.advantages(batch), denominators(batch, MAX_LENGTH)
+    advantages, counted = chosen.advantages(batch), chosen.loss_mask(batch)
+    counts = denominators(batch, MAX_LENGTH, counted)
     losses = []
     for part in parts or [list(range(len(batch.groups)))]:
         rows = torch.tensor(part)
         micro = batch.select(rows)
         token_loss = chosen.policy_loss(logprobs[rows], advantages[rows], micro)
-        losses.append(chosen.aggregate(token_loss, micro.completion_mask, counts))
+        losses.append(chosen.aggregate(token_loss, counted[rows], counts))
     total = torch.stack(losses).sum()
     return total.detach(), torch.autograd.grad(total, logprobs)[0]
 
@@ -173,7 +186,13 @@ class TestInvariants:
         assert close(gradient[order], moved_gradient)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("column", ["old_logprobs", "entropies", "rewards", "logprobs"])
+    @pytest.mark.parametrize(
+        "column",
+        [
+            *("old_logprobs", "entropies", "sampling_logprobs", "ref_logprobs", "token_scores"),
+            *("rewards", "reward_heads", "logprobs"),
+        ],
+    )
     def test_7_non_finite_names_the_prompt(self, name: str, column: str, bad: float) -> None:
         batch, row = make_batch(7), 4
         prompt = batch.names[row]
@@ -190,17 +209,34 @@ class TestInvariants:
             chosen.policy_loss(now, torch.zeros_like(now), batch)
 
     def test_gradient_is_that_of_the_loss(self, name: str) -> None:
-        # finite differences; a completion has one advantage, which makes sequence ratios exact
-        batch = make_batch(8, sizes=(3,), longest=3)
+        """Finite differences, with every kind of ratio: within the clip, and beyond either bound
+        with an advantage of either sign. A completion has one advantage and its tokens' ratios lie
+        on one side, which makes sequence ratios exact and brings them beyond their bounds too."""
+        batch = full(make_batch(8, sizes=(6,), longest=3))
+        ratios = torch.tensor([[7.0], [7.5], [0.4], [0.3], [1.0001], [0.9999]]).double()
+        ratios = ratios * torch.tensor([1.0, 1.00005, 1.0001], dtype=torch.float64)
+        advantages = torch.tensor([[1.0], [-0.5], [0.7], [-1.2], [0.9], [-0.3]]).double()
+        advantages = advantages.expand(6, 3)
         kl = {name: {**HEADS.get(name, {}), "kl_coefficient": 0.2}}
-        chosen, now = choose(name, **kl), current(batch, spread=0.05)
-        advantages = torch.tensor([[1.0], [-0.5], [0.7]], dtype=torch.float64).expand(3, 3)
+        chosen = choose(name, **kl)
+        now = (batch.old_logprobs + ratios.log()).requires_grad_()
         mask, counts = batch.completion_mask, denominators(batch, MAX_LENGTH)
+        reference = batch.require("ref_logprobs")
 
         def loss(logprobs: Tensor) -> Tensor:
+            if name == "cispo":  # by hand: the weight is a constant, min(rho, 5), of the old point
+                weight, d = ratios.clamp(max=5.0), reference - logprobs
+                return (-weight * advantages * logprobs + 0.2 * (d.exp() - d - 1)).sum() / 18
             return chosen.aggregate(chosen.policy_loss(logprobs, advantages, batch), mask, counts)
 
-        gradient = torch.autograd.grad(loss(now), now)[0]
+        own = chosen.aggregate(chosen.policy_loss(now, advantages, batch), mask, counts)
+        assert abs(float((own - loss(now)).detach())) < 1e-12
+        gradient = torch.autograd.grad(own, now)[0]
+        found = diagnostics(chosen, batch, now.detach(), advantages)
+        if name == "cispo":
+            assert found["weight_capped"] == pytest.approx(2 / 6)
+        else:  # of six completions one is clipped above, one below: the others' clip has no say
+            assert (found["clip_high"], found["clip_low"]) == (pytest.approx(1 / 6),) * 2
         step = 1e-6
         for i, t in mask.nonzero().tolist():
             with torch.no_grad():
@@ -208,12 +244,6 @@ class TestInvariants:
                 up[i, t] += step
                 down[i, t] -= step
                 slope = (loss(up) - loss(down)) / (2 * step)
-                if name == "cispo":  # its weight is a constant by definition
-                    frozen = chosen.policy_loss(now, advantages, batch)[i, t] / now[i, t]
-                    d = now[i, t] - batch.ref_logprobs[i, t]  # type: ignore[index]
-                    kl_now = 0.2 * ((-d).exp() + d - 1)
-                    frozen = (frozen * now[i, t] - kl_now) / now[i, t]
-                    slope = (frozen + 0.2 * (1 - (-d).exp())) / mask.sum()
             assert float(gradient[i, t]) == pytest.approx(float(slope), abs=1e-7)
 
 
@@ -251,11 +281,7 @@ class TestInvariant5Reductions:
 
     def test_a2_0_at_equal_lengths_is_the_standardised_reward(self) -> None:
         # rewards +-1 instead of 1 and 0: the same z-score over the population
-        batch = replace(self.batch, completion_mask=torch.ones(13, 6).bool())
-        filled: dict[str, Any] = {
-            c: torch.nan_to_num(getattr(batch, c), nan=0.7) for c in TOKEN_COLUMNS
-        }
-        batch = replace(batch, **filled)
+        batch = full(self.batch)
         found = choose("gtpo", gtpo={"a2": 0, "normalization": "joint"}).advantages(batch)
         for g in range(4):
             rewards = batch.rewards[batch.groups == g]
@@ -277,9 +303,62 @@ class TestInvariant5Reductions:
             expected = (rewards - rewards.mean()) / std if std > 0 else rewards * 0
             assert close(found[self.batch.groups == g], expected, 1e-7)
 
-    def test_dapo_with_equal_bounds_and_lengths_is_grpo(self) -> None:
-        batch = make_batch(9, longest=1)
+    @pytest.mark.parametrize("longest", [1, 5])
+    def test_dapo_with_equal_bounds_and_lengths_is_grpo(self, longest: int) -> None:
+        batch = full(make_batch(9, longest=longest))
         self.same(choose("dapo", dapo={"clip_high": 0.2}), choose("grpo"), batch)
+
+    def test_dr_grpo_s_loss_at_its_constant_length_is_grpo(self) -> None:
+        batch = full(make_batch(9, longest=MAX_LENGTH))
+        self.same(choose("grpo", loss="dr_grpo"), choose("grpo"), batch)
+
+    @pytest.mark.parametrize("name", ["gspo", "grpo_s"])
+    def test_equal_ratios_within_a_completion_are_its_ratio(self, name: str) -> None:
+        batch, bounds = full(make_batch(9, longest=5)), {"clip_low": 0.2, "clip_high": 0.2}
+        mixed, plain = choose("grpo", loss=name, **{name: bounds}), choose("grpo")
+        ratios = torch.linspace(0.5, 1.6, 13, dtype=torch.float64)[:, None]
+        now = (batch.old_logprobs + ratios.log()).requires_grad_()
+        for one, other in zip(
+            loss_and_gradient(mixed, batch, now), loss_and_gradient(plain, batch, now), strict=True
+        ):
+            assert close(one, other)
+
+    def test_cispo_without_a_bound_has_the_unclipped_surrogate_s_gradient(self) -> None:
+        unclipped = choose("dapo", dapo={"clip_low": 1.0, "clip_high": 1e9})
+        uncapped, now = choose("cispo", cispo={"clip_high": 1e9}), current(self.batch)
+        gradient = loss_and_gradient(uncapped, self.batch, now)[1]
+        assert close(gradient, loss_and_gradient(unclipped, self.batch, now)[1])
+        # on policy no bound matters: DAPO's gradient
+        now = self.batch.old_logprobs.clone().requires_grad_()
+        gradient = loss_and_gradient(choose("cispo"), self.batch, now)[1]
+        assert gradient.any()
+        assert close(gradient, loss_and_gradient(choose("dapo"), self.batch, now)[1])
+
+    @pytest.mark.parametrize("loss", ["asr", "dapo", "dr_grpo"])
+    @pytest.mark.parametrize("keep", [False, True])
+    def test_asr_that_keeps_every_token_is_its_credit_unmasked(self, loss: str, keep: bool) -> None:
+        options = {"kl_coefficient": 0.1}
+        signs = choose("grpo").advantages(self.batch).sign()
+        batch = replace(self.batch, token_scores=signs)
+        block = {"source": "reward_model", "keep_denominator": keep}
+        blocks = {"asr": block, loss: {**(block if loss == "asr" else {}), **options}}
+        plain = "grpo" if loss == "asr" else loss
+        self.same(
+            choose("asr", loss=loss, **blocks),
+            choose("grpo", loss=plain, **{plain: options}),
+            batch,
+        )
+
+    def test_empo_where_most_are_right_is_grpo(self) -> None:
+        # two answers, the right one the larger: n/G and m/G have the z-score of 1 and 0
+        batch = make_batch(5, sizes=(3, 5))
+        rewards = torch.zeros(8, dtype=torch.float64)
+        for g, right in ((0, 2), (1, 3)):
+            rewards[(batch.groups == g).nonzero()[:right, 0]] = 1.0
+        batch = replace(
+            batch, rewards=rewards, cluster_ids=rewards.long(), answered=torch.ones(8).bool()
+        )
+        self.same(choose("empo", empo={"epsilon": 0}), choose("grpo", grpo={"epsilon": 0}), batch)
 
     def test_every_token_kept_is_dapo(self) -> None:
         self.same(choose("high_entropy_tokens", high_entropy_tokens={"share": 1}), choose("dapo"))
@@ -365,7 +444,7 @@ def hold(chosen: Recipe, batch: Batch, now: Tensor) -> None:
     assert abs(loss - split_loss) <= 1e-10 * (1 + abs(loss))
     assert close(gradient / size, split_gradient / size)
     backwards = torch.arange(len(batch.groups)).flip(0)
-    assert close(chosen.advantages(batch.select(backwards)), advantages.flip(0), 1e-6)
+    assert close(chosen.advantages(batch.select(backwards)), advantages.flip(0))
     assert all(
         math.isfinite(value)
         for value in diagnostics(chosen, batch, now.detach(), advantages).values()

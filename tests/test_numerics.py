@@ -78,6 +78,28 @@ class TestGroups:
         ):
             assert scores.tolist() == [0.0, 0.0, 0.0]
 
+    def test_a_deviation_that_is_rounding_is_zero(self) -> None:
+        index = torch.zeros(3).long()
+        # (.1 + .2 + .3) / 3 is not .2 in binary
+        assert groups.centered(tensor(0.1, 0.2, 0.3), index).tolist()[1] == 0.0
+        # up to 1e-12 of the largest value, and of float32's precision where values have no more
+        assert groups.all_equal(tensor(1.0, 1.0 + 1e-13, 1.0), index).all()
+        assert not groups.all_equal(tensor(1.0, 1.0 + 1e-11, 1.0), index).any()
+        assert groups.centered(tensor(0.1, 0.2, 0.3).float(), index).tolist()[1] == 0.0
+        assert not groups.all_equal(tensor(1.0, 1.0 + 1e-6, 1.0).float(), index).any()
+        # the scale is the group's own
+        pairs = tensor(1e6, 1e6, 1e-8, 2e-8)
+        found = groups.all_equal(pairs, torch.tensor([0, 0, 1, 1]))
+        assert found.tolist() == [True, True, False, False]
+
+    def test_token_zscore_of_equal_tokens_is_zero_without_epsilon(self) -> None:
+        # .1 + 1 over three tokens; a deviation of 2e-16 must not be divided by itself
+        mask = torch.ones(3, 1).bool()
+        scores = groups.token_zscore(
+            tensor([1.1], [1.1], [1.1]), mask, torch.zeros(3).long(), torch.tensor([3] * 3), 0.0
+        )
+        assert scores.tolist() == [[0.0]] * 3
+
     def test_token_zscore_with_zeros_in_the_population(self) -> None:
         # tokens 1, 3 and two zeros: mean 1, var (0 + 4 + 1 + 1) / 4 = 1.5
         mask = torch.tensor([[True, True]])

@@ -92,10 +92,12 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         answer["working"] = working
     answer["advantages"] = _ragged(advantages, shown)
     if logprobs is not None:
-        counts = denominators(batch, data.get("max_length", batch.completion_mask.shape[1]))
+        counted = chosen.loss_mask(batch)
+        longest = data.get("max_length", batch.completion_mask.shape[1])
+        counts = denominators(batch, longest, counted)
         loss = chosen.policy_loss(logprobs, advantages, batch)
         answer["token_losses"] = _ragged(loss, shown)
-        answer["loss"] = float(chosen.aggregate(loss, batch.completion_mask, counts))
+        answer["loss"] = float(chosen.aggregate(loss, counted, counts))
     current = batch.old_logprobs if logprobs is None else logprobs
     found = diagnostics(chosen, batch, current, advantages)
     left_out = GRADED if "rewards" not in data else set()

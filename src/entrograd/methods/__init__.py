@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, get_type_hints
@@ -12,7 +13,10 @@ from pydantic import ConfigDict, create_model
 
 from entrograd.errors import InputError
 from entrograd.methods.base import CHOICES, Method, Recipe
+from entrograd.methods.options import read_by
 from entrograd.params import MethodParams, Section, check
+
+log = logging.getLogger("entrograd")
 
 # A method is a file here, of its name, that holds `METHOD`.
 METHODS: dict[str, Method] = {
@@ -62,7 +66,28 @@ def recipe(section: MethodParams) -> Recipe:
             "grpo or dr_grpo"
         )
     params = {name: build_params(name, section.blocks.get(name, {})) for name in METHODS}
+    for name in METHODS:
+        for parameter in section.blocks.get(name, {}):
+            _check_read(choices, name, parameter, params[name])
     return Recipe(name=preset.name, params=params, **choices)
+
+
+def _check_read(choices: Mapping[str, Method], name: str, parameter: str, params: Any) -> None:
+    """A warning where `parameter` of method `name` was changed and the choice that reads it is
+    another method's; InputError if it is the overlong penalty, which is asked for only there."""
+    reader = read_by(METHODS[name], parameter)
+    value, chosen = getattr(params, parameter), choices[reader].name
+    if chosen == name or value == getattr(METHODS[name].params(), parameter):
+        return
+    what = f"method.{name}.{parameter}"
+    why = f"no choice reads it: the {reader} is {chosen}'s; set method.{reader}: {name}"
+    if parameter == "overlong_length":
+        raise InputError(
+            f"params.yaml: {what}: {why}, or overlong_length of the reward in use (dapo, encore, "
+            "weighted and empo have it)"
+        )
+    if (name, parameter) != ("seed_grpo", "estimator"):  # the diagnostics read it too
+        log.warning("%s = %s has no effect, %s", what, value, why)
 
 
 def build_params(name: str, block: Any) -> Any:

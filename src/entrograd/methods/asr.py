@@ -2,9 +2,10 @@
 rule is not public to us.
 
 A completion is cut where its token scores jump or cross the baseline; a segment whose mean score
-disagrees with the sign of the completion's advantage is left out of the loss. Two neighbours are
-offered as other ways to cut: every token a segment of its own, and a cut after each token of high
-entropy (arXiv 2501.02790). Advantage and loss are GRPO's.
+disagrees with the sign of the completion's advantage is left out of the loss, penalties included,
+and of what the loss divides by. Two neighbours are offered as other ways to cut: every token a
+segment of its own, and a cut after each token of high entropy (arXiv 2501.02790). Advantage and
+loss are GRPO's.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Params(grpo.Params):
     baseline: Finite = 0.0
     min_length: Annotated[int, Field(gt=0)] = 3
     cutoff: NonNegative = 1.75
-    # whether masked tokens still count in the length a completion's loss is divided by
+    # false: masked tokens leave the loss and what it divides by; true: their advantage alone is 0
     keep_denominator: bool = False
 
 
@@ -72,21 +73,6 @@ def kept_tokens(scores: Tensor, advantages: Tensor, mask: Tensor, baseline: floa
     return mask & (side == advantages.sign()) & (side != 0)
 
 
-def advantages(batch: Batch, params: Params) -> Tensor:
-    """[B, T] GRPO's advantages at the tokens kept, 0 elsewhere.
-
-    Without `keep_denominator` those of a completion grow by |o_i| / (tokens kept), which is what
-    taking masked tokens out of its length does to a loss that is proportional to the advantage.
-    """
-    mask, credit = batch.completion_mask, grpo.advantages(batch, params)
-    scores = segment_means(token_scores(batch, params), mask, segments(batch, params))
-    kept = kept_tokens(scores, credit, mask, params.baseline)
-    if params.keep_denominator:
-        return credit * kept
-    growth = batch.lengths.double() / kept.sum(-1).clamp(min=1)
-    return credit * kept * growth[:, None].to(credit.dtype)
-
-
 def working(batch: Batch, params: Params) -> dict[str, Tensor]:
     """Each token's score, the number and the mean score of its segment, and whether it is kept."""
     mask, cuts = batch.completion_mask, segments(batch, params)
@@ -94,6 +80,20 @@ def working(batch: Batch, params: Params) -> dict[str, Tensor]:
     means = segment_means(scores, mask, cuts)
     kept = kept_tokens(means, grpo.advantages(batch, params), mask, params.baseline)
     return {"token_scores": scores, "segments": cuts, "segment_scores": means, "kept": kept}
+
+
+def advantages(batch: Batch, params: Params) -> Tensor:
+    """[B, T] GRPO's advantages at the tokens kept, 0 elsewhere."""
+    return grpo.advantages(batch, params) * working(batch, params)["kept"]
+
+
+def loss_mask(batch: Batch, params: Params) -> Tensor:
+    """[B, T] bool, the tokens kept; every token with `keep_denominator`, and of a completion
+    without an advantage, whose tokens have nothing to agree with."""
+    if params.keep_denominator:
+        return batch.completion_mask
+    unsigned = grpo.advantages(batch, params) == 0
+    return batch.completion_mask & (working(batch, params)["kept"] | unsigned)
 
 
 def needs(params: Params) -> frozenset[str]:
@@ -112,11 +112,11 @@ def needs(params: Params) -> frozenset[str]:
 METHOD = Method(
     name="asr",
     params=Params,
-    needs=frozenset({"old_logprobs", "ref_logprobs"}),
     advantages=advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.sequence_mean,
     needs_for=needs,
+    loss_mask=loss_mask,
     loss_needs=optional_columns,
     working=working,
     paper="arXiv 2411.00809v3 (an approximation)",

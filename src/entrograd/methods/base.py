@@ -77,15 +77,15 @@ class Batch:
 class Denominators:
     """Counts over the *whole* optimiser batch, whatever the micro-batch: what a loss divides by."""
 
-    tokens: float  # trained tokens
+    tokens: float  # tokens that enter the loss
     completions: float  # completions
     max_length: float  # the constant L of Dr.GRPO: the longest completion sampling allows
 
 
-def denominators(batch: Batch, max_length: int) -> Denominators:
-    """Count a whole optimiser batch."""
+def denominators(batch: Batch, max_length: int, loss_mask: Tensor | None = None) -> Denominators:
+    """Count a whole optimiser batch; its tokens are those of `loss_mask` [B, T] where given."""
     return Denominators(
-        tokens=float(batch.completion_mask.sum()),
+        tokens=float((batch.completion_mask if loss_mask is None else loss_mask).sum()),
         completions=float(batch.completion_mask.shape[0]),
         max_length=float(max_length),
     )
@@ -146,8 +146,10 @@ class Method:
 
     params: a frozen dataclass, the paper's defaults, each field documented with its equation.
     needs: annotated columns it reads, checked before anything runs, where it is taken for the
-        choice it is about.
+        choice it is about; of its defaults where `needs_for` tells them.
     advantages: (Batch, params) -> [B, T], detached; credit alone, before modulation.
+    loss_mask: (Batch, params) -> [B, T] bool, the trained tokens that enter the loss and what it
+        divides by, where its credit leaves others out.
     policy_loss: (logprobs [B, T], advantages [B, T], Batch, params) -> [B, T].
     aggregate: (loss [B, T], mask [B, T], Denominators) -> scalar; a sum over micro-batches of
         what it returns is the loss of the whole batch.
@@ -159,6 +161,7 @@ class Method:
     needs_for: params -> columns, where they depend on parameters; instead of `needs`.
     loss_needs: params -> further optional columns its policy loss reads.
     ratio: (logprobs, old_logprobs, mask) -> [B, T], the ratio its policy loss clips.
+    clips_weight: it clips the ratio as a weight, so that tokens beyond keep their gradient.
     head_weights: (head names, params) -> the weight of each in the composed reward, by name.
     working: (Batch, params) -> what it computes on the way, [B] or [B, T] by name, for
         `entrograd explain`.
@@ -169,23 +172,29 @@ class Method:
 
     name: str
     params: type
-    needs: frozenset[str]
     advantages: Advantages
     policy_loss: PolicyLoss
     aggregate: Aggregate
+    needs: frozenset[str] = frozenset()
     about: Literal["reward", "credit", "modulation", "loss"] = "credit"
     compose_rewards: Rewards = single_reward
     modulate: Modulation = no_modulation
     fit: Callable[[Mapping[str, float], Any], Any] | None = None
     needs_for: Callable[[Any], frozenset[str]] | None = None
     loss_needs: Callable[[Any], frozenset[str]] | None = None
+    loss_mask: Callable[[Batch, Any], Tensor] | None = None
     ratio: Callable[[Tensor, Tensor, Tensor], Tensor] = surrogate.token_ratio
+    clips_weight: bool = False
     head_weights: Callable[[tuple[str, ...], Any], Mapping[str, float]] | None = None
     working: Callable[[Batch, Any], Mapping[str, Tensor]] | None = None
     label_free: bool = False
     by_correctness: bool = False
     paper: str = ""
     equation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.needs_for is not None:
+            object.__setattr__(self, "needs", self.needs_for(self.params()))
 
 
 CHOICES = ("reward", "credit", "modulation", "loss")
@@ -249,11 +258,23 @@ class Recipe:
         """
         check_finite(batch)
         with torch.no_grad():
-            rewards = self.reward.compose_rewards(batch, self.params[self.reward.name])
-            batch = replace(batch, rewards=rewards, graded_rewards=batch.rewards)
+            batch = self.rewarded(batch)
             credit = self.credit.advantages(batch, self.params[self.credit.name])
             factor = self.modulation.modulate(batch, self.params[self.modulation.name])
             return masked.fill(credit * factor[:, None], batch.completion_mask)
+
+    def rewarded(self, batch: Batch) -> Batch:
+        """`batch` with the composed rewards, and the graded ones beside them."""
+        rewards = self.reward.compose_rewards(batch, self.params[self.reward.name])
+        return replace(batch, rewards=rewards, graded_rewards=batch.rewards)
+
+    def loss_mask(self, batch: Batch) -> Tensor:
+        """[B, T] bool, the tokens that `aggregate` and `denominators` count: the trained ones but
+        for what the credit leaves out of the loss; `batch` is a whole step's."""
+        if self.credit.loss_mask is None:
+            return batch.completion_mask
+        with torch.no_grad():
+            return self.credit.loss_mask(self.rewarded(batch), self.params[self.credit.name])
 
     def policy_loss(self, logprobs: Tensor, advantages: Tensor, batch: Batch) -> Tensor:
         """[B, T] loss of each token; `batch` may be a micro-batch.
@@ -264,5 +285,5 @@ class Recipe:
         return self.loss.policy_loss(logprobs, advantages, batch, self.params[self.loss.name])
 
     def aggregate(self, loss: Tensor, mask: Tensor, counts: Denominators) -> Tensor:
-        """The scalar to differentiate."""
+        """The scalar to differentiate; `mask` holds the micro-batch's rows of `loss_mask`."""
         return self.loss.aggregate(loss, mask, counts)

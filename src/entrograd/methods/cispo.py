@@ -43,6 +43,7 @@ METHOD = Method(
     aggregate=aggregate.token_mean,
     about="loss",
     loss_needs=optional_columns,
+    clips_weight=True,
     paper="arXiv 2506.13585",
     equation="-sg(min(rho, 1 + clip_high)) A_i log pi, over all tokens",
 )

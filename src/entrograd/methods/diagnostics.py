@@ -31,23 +31,19 @@ def diagnostics(
             **_policy(recipe, batch, logprobs, advantages),
             **_entropy(batch),
             **_modulation(recipe, batch),
-            **_advantages(batch, advantages),
+            **_advantages(recipe, batch, advantages),
         }
         return {name: float(value) + 0.0 for name, value in found.items()}
-
-
-def _has_signal(batch: Batch, advantages: Tensor) -> Tensor:
-    """[B] bool: some token of the completion's group has an advantage."""
-    return groups.totals((advantages != 0).any(-1), batch.groups) > 0
 
 
 def _reward(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
     """reward_mean, as graded; zero_signal_share: share of groups whose advantages are all
     zero; length_mean: trained tokens a completion."""
+    silent = groups.totals((advantages != 0).any(-1), batch.groups) == 0
     return {
         "reward_mean": batch.rewards.double().mean(),
         "length_mean": batch.lengths.double().mean(),
-        "zero_signal_share": _group_mean((~_has_signal(batch, advantages)).double(), batch),
+        "zero_signal_share": _group_mean(silent.double(), batch),
     }
 
 
@@ -56,7 +52,9 @@ def _policy(
 ) -> dict[str, Tensor]:
     """clip_low, clip_high: share of trained tokens whose ratio, the one the policy loss clips, is
     below (above) its bound while the advantage is negative (positive), so that they give no
-    gradient. kl (by k3), kl_k1: KL(old || current) in nats a token, over the old policy's samples;
+    gradient. weight_capped, of a loss that clips a weight (CISPO): share of trained tokens with an
+    advantage whose weight is the bound; they keep their gradient.
+    kl (by k3), kl_k1: KL(old || current) in nats a token, over the old policy's samples;
     kl_ref: KL(current || reference) by k3. log_ratio_max: the largest |log ratio| of a token."""
     mask = batch.completion_mask
     logs = surrogate.log_ratio(logprobs, batch.old_logprobs, mask).double()
@@ -74,7 +72,10 @@ def _policy(
     if low is not None:
         below = (ratio < 1 - low) & (advantages < 0)
         found["clip_low"] = _token_mean(below.double(), mask)
-    if high is not None:
+    if high is not None and recipe.loss.clips_weight:
+        capped = (ratio > 1 + high) & (advantages != 0)
+        found["weight_capped"] = _token_mean(capped.double(), mask)
+    elif high is not None:
         above = (ratio > 1 + high) & (advantages > 0)
         found["clip_high"] = _token_mean(above.double(), mask)
     return found
@@ -110,17 +111,18 @@ def _modulation(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
     return found
 
 
-def _advantages(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
+def _advantages(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
     """Over tokens: advantage_correct, advantage_wrong: means; positive_correct, negative_wrong:
-    share of correct (wrong) completions' tokens, in groups with a signal, whose advantage has the
-    right sign; kept_tokens: share of tokens with an advantage, in groups with a signal (what a mask
-    leaves); nonzero_tokens: the same over all tokens."""
+    share of correct (wrong) completions' tokens, in groups whose (composed) rewards differ, whose
+    advantage has the right sign; kept_tokens: share of tokens with an advantage in those groups,
+    also where a mask leaves none; nonzero_tokens: the same over all tokens."""
     mask, correct = batch.completion_mask, batch.correct[:, None]
     found = {"nonzero_tokens": _token_mean((advantages != 0).double(), mask)}
     for name, chosen in (("correct", mask & correct), ("wrong", mask & ~correct)):
         if chosen.any():
             found[f"advantage_{name}"] = _token_mean(advantages.double(), chosen)
-    signal = mask & _has_signal(batch, advantages)[:, None]
+    equal = groups.all_equal(recipe.rewarded(batch).rewards, batch.groups)
+    signal = mask & ~equal[:, None]
     for name, share, chosen in (
         ("positive_correct", advantages > 0, signal & correct),
         ("negative_wrong", advantages < 0, signal & ~correct),

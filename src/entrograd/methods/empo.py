@@ -13,21 +13,23 @@ from torch import Tensor
 
 from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.options import optional_columns
+from entrograd.methods.options import RewardOptions, optional_columns, with_penalty
 from entrograd.numerics import aggregate
 from entrograd.numerics.semantic_entropy import cluster_shares
 
 
 @dataclass(frozen=True)
-class Params(grpo.Params):
-    """EMPO's parameters: those of GRPO, whose advantage and loss it uses."""
+class Params(RewardOptions, grpo.Params):
+    """EMPO's parameters: those of GRPO, whose advantage and loss it uses, and the overlong
+    penalty's."""
 
 
-def compose_rewards(batch: Batch, params: Params) -> Tensor:  # noqa: ARG001 - the contract's shape
-    """[B] r_i = n_k / G, the share of completion i's cluster; 0 without an answer."""
+def compose_rewards(batch: Batch, params: Params) -> Tensor:
+    """[B] r_i = n_k / G, the share of completion i's cluster; 0 without an answer; plus the
+    overlong penalty."""
     once = torch.ones_like(batch.rewards)
     share = cluster_shares(once, batch.groups, batch.require("cluster_ids"))
-    return torch.where(batch.require("answered"), share, 0.0).to(batch.rewards.dtype)
+    return with_penalty(torch.where(batch.require("answered"), share, 0.0), batch, params)
 
 
 METHOD = Method(

@@ -20,14 +20,19 @@ from torch import Tensor
 from entrograd.errors import InputError
 from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.options import NonNegative, optional_columns
+from entrograd.methods.options import (
+    NonNegative,
+    RewardOptions,
+    optional_columns,
+    with_penalty,
+)
 from entrograd.numerics import aggregate
-from entrograd.numerics.ratings import weights
+from entrograd.numerics.ratings import composed, weights
 
 
 @dataclass(frozen=True)
-class Params(grpo.Params):
-    """ENCORE's parameters, beside those of GRPO."""
+class Params(RewardOptions, grpo.Params):
+    """ENCORE's parameters, beside GRPO's and the overlong penalty's."""
 
     # w_k = exp(-H_k / tau) / sum_j exp(-H_j / tau); inf: uniform
     tau: Annotated[float, Field(gt=0)] = 2.0
@@ -63,10 +68,9 @@ def fit(entropies: Mapping[str, float], params: Params) -> Params:
 
 
 def compose_rewards(batch: Batch, params: Params) -> Tensor:
-    """[B] phi_i = sum_k w_k psi_{i,k}."""
-    heads = batch.require("reward_heads").double()
-    weight = head_weights(params, batch.head_names).to(heads.device)
-    return (heads @ weight).to(batch.rewards.dtype)
+    """[B] phi_i = sum_k w_k psi_{i,k}, plus the overlong penalty."""
+    weight = head_weights(params, batch.head_names).tolist()
+    return with_penalty(composed(batch.require("reward_heads"), weight), batch, params)
 
 
 METHOD = Method(

@@ -10,8 +10,14 @@ Eq. 6 does not say over which population. The three readings, and what each does
   a2 cancel, each set is zero-mean: half of the correct tokens are pushed down and nothing tells
   right from wrong.
 - with_zeros (default): each set's population also holds a zero for every token of the other set.
-  A correct token is positive where its shaped reward exceeds the sum of R+ over the token count
-  of the group, an incorrect one negative likewise: always, unless one set holds nearly all tokens.
+  With N tokens in the group, n of them in O+, a correct token is positive iff its shaped reward
+  exceeds the mean, sum R+ / N. Where all correct completions earn 1 that mean is (a1 + a2) n / N:
+  every correct token is positive if n / N <= a1 / (a1 + a2) (10/11 by default), and beyond that
+  those are not whose share in Eq. 3 is below ((a1 + a2) n / N - a1) / a2. Where they earn unequal
+  rewards (fractional or composed ones) a completion is sure to be positive only if
+  r_i >= (sum_{k in O+} r_k |o_k| + n a2 / a1) / N: with rewards .2, 1, 0 and equal entropies the
+  first is negative. An incorrect token is negative, whatever the rewards, if its set holds at most
+  a1 / (a1 + a2) of the tokens.
 - joint: one standardisation over all tokens of the group.
 
 Diagnostics log the share of correct tokens whose advantage is positive.

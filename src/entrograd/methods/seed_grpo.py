@@ -92,7 +92,6 @@ def needs(params: Params) -> frozenset[str]:
 METHOD = Method(
     name="seed_grpo",
     params=Params,
-    needs=frozenset({"cluster_id", "old_logprobs"}),
     advantages=dr_grpo.advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.constant_length,

@@ -7,27 +7,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
 from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.options import Finite, optional_columns
+from entrograd.methods.options import Finite, RewardOptions, optional_columns, with_penalty
 from entrograd.numerics import aggregate
+from entrograd.numerics.ratings import composed
 
 
 @dataclass(frozen=True)
-class Params(grpo.Params):
-    """The weights, beside GRPO's parameters."""
+class Params(RewardOptions, grpo.Params):
+    """The weights, beside GRPO's parameters and the overlong penalty's."""
 
     # r_i = sum_k weights[k] psi_{i,k}; a head that is not named weighs 0
     weights: dict[str, Finite] = field(default_factory=lambda: {"reward": 1.0})
 
 
 def compose_rewards(batch: Batch, params: Params) -> Tensor:
-    """[B] sum_k w_k psi_{i,k}, `reward` standing for the graded reward."""
-    composed = batch.rewards.double() * params.weights.get("reward", 0.0)
-    for name, weight in params.weights.items():
+    """[B] sum_k w_k psi_{i,k}, `reward` standing for the graded reward, plus the overlong
+    penalty."""
+    heads = {"reward": batch.rewards}
+    for name in params.weights:
         if name == "reward":
             continue
         if name not in batch.head_names:
@@ -35,9 +38,10 @@ def compose_rewards(batch: Batch, params: Params) -> Tensor:
                 f"params.yaml: method.weighted.weights.{name}: no such reward head; there are "
                 f"{', '.join(('reward', *batch.head_names))}"
             )
-        column = batch.require("reward_heads")[:, batch.head_names.index(name)]
-        composed = composed + weight * column.double()
-    return composed.to(batch.rewards.dtype)
+        heads[name] = batch.require("reward_heads")[:, batch.head_names.index(name)]
+    weights = [params.weights.get(name, 0.0) for name in heads]
+    columns = torch.stack([column.double() for column in heads.values()], -1)
+    return with_penalty(composed(columns, weights), batch, params)
 
 
 def weights_by_name(head_names: tuple[str, ...], params: Params) -> dict[str, float]:
@@ -53,7 +57,6 @@ def needs(params: Params) -> frozenset[str]:
 METHOD = Method(
     name="weighted",
     params=Params,
-    needs=frozenset({"reward_heads"}),
     advantages=grpo.advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.sequence_mean,

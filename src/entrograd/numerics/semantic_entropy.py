@@ -19,9 +19,7 @@ Estimator = Literal["rao", "discrete", "paper"]
 def sequence_weights(mean_logprobs: Tensor, groups: Tensor) -> Tensor:
     """[B] exp(ell_i) / sum over the group, ell_i the completion's mean old logprob."""
     ell = mean_logprobs.double()
-    count = int(groups.max()) + 1
-    top = ell.new_full((count,), -torch.inf).scatter_reduce(0, groups, ell, "amax")[groups]
-    weights = (ell - top).exp()
+    weights = (ell - by_group.largest(ell, groups)).exp()
     return weights / by_group.totals(weights, groups)
 
 

@@ -14,6 +14,7 @@ from entrograd.params import TrainOfflineParams, TrainOnlineParams
 COLUMNS = {
     *("step", "epoch", "loss", "grad_norm", "lr", "reward_mean", "length_mean"),
     *("zero_signal_share", "kl", "kl_k1", "kl_ref", "log_ratio_max", "clip_low", "clip_high"),
+    "weight_capped",
     *("entropy_mean", "entropy_q10", "entropy_q50", "entropy_q90", "semantic_entropy"),
     *("modulation_mean", "modulation_min", "advantage_correct", "advantage_wrong"),
     *("positive_correct", "negative_wrong", "kept_tokens", "nonzero_tokens"),

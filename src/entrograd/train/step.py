@@ -45,7 +45,8 @@ def train_step(
     """
     batch = examples.batch
     advantages = recipe.advantages(batch)
-    counts = denominators(batch, settings.max_length)
+    counted = recipe.loss_mask(batch)
+    counts = denominators(batch, settings.max_length, counted)
     logprobs = batch.old_logprobs.clone()
     loss_sum = 0.0
     computed: list[int] = []
@@ -71,7 +72,8 @@ def train_step(
         if not torch.isfinite(flat).all():
             bad = (~torch.isfinite(current)).any(-1).nonzero()[:, 0]
             raise NonFiniteError(f"logprobs that are no numbers on {_prompts(part.select(bad))}")
-        loss = recipe.aggregate(recipe.policy_loss(current, advantages[rows], part), mask, counts)
+        token_loss = recipe.policy_loss(current, advantages[rows], part)
+        loss = recipe.aggregate(token_loss, counted[rows], counts)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"loss {float(loss.detach())} on {_prompts(part)}")
         loss.backward()
