@@ -65,7 +65,7 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         _check_needs(chosen, data, str(group_file))
         batch, logprobs = make_batch(data, str(group_file))
         chosen = _fitted(chosen, batch)
-        composed = _compose(chosen, batch)
+        credited = chosen.rewarded(batch)
     except InputError as error:
         raise InputError(str(error).replace("params.yaml: method.", "--set ")) from None
     advantages = chosen.advantages(batch)
@@ -76,14 +76,12 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         "method": method,
         "choices": {choice: getattr(chosen, choice).name for choice in CHOICES},
         "params": _json(dataclasses.asdict(chosen.params[method])),
-        "rewards": composed.tolist(),
+        "rewards": credited.rewards.tolist(),
     }
     others = {getattr(chosen, choice).name for choice in CHOICES} - {method}
     for name in sorted(others):
         parameters = _json(dataclasses.asdict(chosen.params[name]))
         answer.setdefault("other_params", {})[name] = parameters
-    # as Recipe.advantages hands it to credit and modulation: correctness is still the grader's
-    credited = dataclasses.replace(batch, rewards=composed, graded_rewards=batch.rewards)
     working = _working(chosen, credited, shown)
     graph = np.array(data.get("answer_graph", []), dtype=np.float64)
     if len(graph):
@@ -108,18 +106,6 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         if not math.isfinite(number):
             raise InputError(f"{group_file}: {place} becomes {number}; give smaller numbers")
     return answer
-
-
-def _compose(chosen: Recipe, batch: Batch) -> Tensor:
-    """[G] the composed rewards; InputError where one is no finite float32, as training holds it."""
-    composed = chosen.reward.compose_rewards(batch, chosen.params[chosen.reward.name])
-    if (bad := ~torch.isfinite(composed.float())).any():
-        place = int(bad.nonzero()[0])
-        raise InputError(
-            f"{batch.names[place]}: the reward that {chosen.reward.name} composes of completion "
-            f"{place} is {float(composed[place])}; give smaller rewards or weights"
-        )
-    return composed
 
 
 def _fitted(chosen: Recipe, batch: Batch) -> Recipe:

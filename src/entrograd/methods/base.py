@@ -264,8 +264,16 @@ class Recipe:
             return masked.fill(credit * factor[:, None], batch.completion_mask)
 
     def rewarded(self, batch: Batch) -> Batch:
-        """`batch` with the composed rewards, and the graded ones beside them."""
+        """`batch` with the composed rewards, and the graded ones beside them; NonFiniteError where
+        one is no finite float32, which training holds it in."""
         rewards = self.reward.compose_rewards(batch, self.params[self.reward.name])
+        if (bad := ~torch.isfinite(rewards.float())).any():
+            place = int(bad.nonzero()[0])
+            who = batch.names[place] if batch.names else f"group {int(batch.groups[place])}"
+            raise NonFiniteError(
+                f"{who}: the reward that {self.reward.name} composes of completion "
+                f"{place} is {float(rewards[place])}; give smaller rewards or weights"
+            )
         return replace(batch, rewards=rewards, graded_rewards=batch.rewards)
 
     def loss_mask(self, batch: Batch) -> Tensor:
