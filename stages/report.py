@@ -41,5 +41,6 @@ if __name__ == "__main__":
             inputs=INPUTS,
             optional=set(INPUTS) - {"summary", "samples"},
             outputs={"out": "report"},
+            reads_named=False,
         )
     )

@@ -167,7 +167,7 @@ def instant(draw: random.Random, seconds: float, place: Path) -> Callable[[], bo
     if kind == "time":
         until = time.monotonic() + draw.uniform(0, seconds)
         return lambda: time.monotonic() >= until
-    pattern = "work/*/checkpoints/.step-*" if kind == "checkpoint" else ".out.*"
+    pattern = "work/*/checkpoints/.step-*" if kind == "checkpoint" else ".out.????????.tmp"
     seen: set[Path] = set()
     which = draw.randint(1, 3) if kind == "checkpoint" else 1
     delay = draw.uniform(0, 0.01)
@@ -223,7 +223,7 @@ def chaos(kills: int, seed: int, folder: Path) -> dict[str, Any]:
             found = {name: io.sha256(path) for name, path in outputs(stage, place).items()}
             if found != whole[0]:
                 counts["differing"].append(f"{stage} trial {trial}: {found} instead of {whole[0]}")
-            left = [path.name for path in place.glob("work/*")]
+            left = [path.name for path in (*place.glob("work/*"), *place.glob(".*.tmp"))]
             if left:
                 counts["differing"].append(f"{stage} trial {trial}: left {left}")
             shutil.rmtree(place)

@@ -60,6 +60,12 @@ class Recorded:
         )
 
 
+def test_help_names_the_sections_it_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        Recorded().start("--help")
+    assert "sections read: evaluate" in " ".join(capsys.readouterr().out.split())
+
+
 class TestNamedPaths:
     def test_the_default(self) -> None:
         work = Recorded()

@@ -16,7 +16,7 @@ from conftest import ROOT
 from test_checkpoint import Killed, stop_at
 from test_evaluate_stage import PARAMS
 
-from entrograd import io, stage
+from entrograd import io, origin, stage
 from entrograd.errors import InputError
 from entrograd.stage import Run, run_stage
 
@@ -147,6 +147,51 @@ def test_what_changed_is_named_and_the_work_not_continued(
     assert f"{old} holds unfinished work that is not continued" in caplog.text
     assert f"changed since: {'; '.join(expected)}." in caplog.text
     assert (old / "count").read_text() == "1"
+
+
+def test_a_run_that_fails_before_it_did_anything_leaves_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor a word about it in later ones; neither does one that was killed then."""
+
+    class Early(Work):
+        def __call__(self, run: Run) -> str:
+            self.folder = run.resume
+            assert run.resume.is_dir()
+            raise InputError("no such file")
+
+    for seed in range(3):
+        change("train_offline", seed=seed)
+        work = Early()
+        assert work.start() == 2
+        assert list(Path(".entrograd/resume").iterdir()) == []
+    work.folder.mkdir()
+    (work.folder / "origin.json").write_text("{}")
+    (work.folder / ".shard-00000.parquet.12345678.tmp").touch()
+    change("train_offline", seed=7)
+    with caplog.at_level(logging.INFO, "entrograd"):
+        assert Work(needed=1).start() == 0
+    assert "unfinished work" not in caplog.text
+
+
+def test_what_changed_is_told_briefly() -> None:
+    """Long values are cut, and only the first parameters named."""
+    before = {"stage": "s", "inputs": {}, "contents": [], "roles": {}, "code": "c"}
+    old = {"name": "grpo", "sources": [{"path": "a" * 500, "keep": 1}, {"path": "b"}]}
+    new = {"name": "gtpo", "sources": [{"path": "a" * 499, "keep": 1}]}
+    cut = "a" * 57 + "..."
+    assert origin.differences({**before, "params": old}, {**before, "params": new}) == [
+        "name grpo -> gtpo",
+        f"sources.0.path {cut} -> {cut}",
+        "sources.1.path b -> absent",
+    ]
+    many = {**before, "params": {f"p{i}": 1 for i in range(10)}}
+    others = {**before, "params": {f"p{i}": 2 for i in range(10)}, "code": "d"}
+    assert origin.differences(many, others) == [
+        *(f"p{i} 1 -> 2" for i in range(8)),
+        "and 2 more parameters",
+        "the code of entrograd",
+    ]
 
 
 def test_another_stages_work_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

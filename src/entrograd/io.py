@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,48 +31,80 @@ MANIFEST = ".manifest.json"  # hidden: `datasets` and pyarrow open a folder of s
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """A temporary file beside `path`, renamed onto it when the block ends without an error."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    """A temporary file beside `path`, renamed onto it when the block ends without an error.
+    InputError where it cannot be written."""
+    with _temporary(Path(path), _new_file) as temporary:
         yield temporary
         _sync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed onto it (replacing it) when the block ends."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
+    """A temporary folder beside `path`, renamed onto it (replacing it) when the block ends.
+    InputError where it cannot be written."""
+    with _temporary(Path(path), tempfile.mkdtemp) as temporary:
         yield temporary
         for part in temporary.rglob("*"):
             _sync(part)
         temporary.chmod(0o777 & ~_umask())
-        remove_folder(path)
+        remove_folder(Path(path))
         temporary.replace(path)
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[..., str]) -> Iterator[Path]:
+    """What `make` makes beside `path`, locked; the block renames it, or it is removed."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(make(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        with _lock(temporary):
+            yield temporary
         _sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            _remove(temporary)
+
+
+def _new_file(**where: Any) -> str:
+    handle, name = tempfile.mkstemp(**where)
+    os.close(handle)
+    return name
+
+
+def sweep(path: Path) -> None:
+    """Remove the temporary files and folders of `path` that a killed process left. A lock says
+    that its process lives, on whatever machine; where locks are unknown nothing is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):  # tempfile's names
+        with suppress(FileNotFoundError), _lock(left) as locked:
+            if locked:
+                _remove(left)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether `path` could be locked: until the block, or this process, ends."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        locked = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process has it, or the file system knows no locks
+            locked = False
+        yield locked
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -92,17 +126,17 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-# A disk, quota or file-size limit that is reached: what users can do something about.
+# A disk, quota or file-size limit that is reached.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def _unwritable(path: Path, error: OSError) -> Exception:
-    """InputError naming `path` where there is no room for it; other errors as they are."""
-    if error.errno not in _FULL:
+    """InputError naming `path` and what the system says; the error as it is where it is a
+    library's, or of a file that code looks for in vain."""
+    if error.errno in (None, errno.ENOENT):
         return error
-    return InputError(
-        f"{path}: cannot be written: {os.strerror(error.errno)}; make room and run again"
-    )
+    remedy = "; make room and run again" if error.errno in _FULL else ""
+    return InputError(f"{path}: cannot be written: {os.strerror(error.errno)}{remedy}")
 
 
 def _umask() -> int:

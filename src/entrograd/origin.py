@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from entrograd import io
 log = logging.getLogger("entrograd")
 
 FILE = "origin.json"
+LONGEST_VALUE = 60  # characters of a value that a difference shows
+MOST_DIFFERENCES = 8  # parameters that are listed
 
 
 def origin(
@@ -41,15 +45,18 @@ def key(origin: Mapping[str, Any]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed from one origin to another, a phrase each: every parameter with both values,
-    every input whose content differs, the code."""
+    """What changed from one origin to another, a phrase each: the first parameters with both
+    values, every input whose content differs, the code."""
     changed = [] if before["stage"] == now["stage"] else [f"stage {before['stage']}"]
     old, new = dict(_leaves(before["params"])), dict(_leaves(now["params"]))
-    changed += [
-        f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+    others = [
+        f"{name} {_short(old.get(name, 'absent'))} -> {_short(new.get(name, 'absent'))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name, "absent") != new.get(name, "absent")
     ]
+    changed += others[:MOST_DIFFERENCES]
+    if more := others[MOST_DIFFERENCES:]:
+        changed.append(f"and {len(more)} more parameters")
     if before.get("contents") != now["contents"]:
         was = set(before["inputs"].values())
         others = [path for path, digest in now["inputs"].items() if digest not in was]
@@ -67,6 +74,8 @@ def note_other_work(work: Path, now: Mapping[str, Any]) -> None:
     if (work / mine).exists():
         return
     for file in sorted(work.glob(f"{now['stage']}-*/{FILE}")):
+        if not _begun(file.parent):
+            continue
         log.warning(
             "%s holds unfinished work that is not continued: changed since: %s. This run starts "
             "anew; undo the change to go on there, or remove that folder",
@@ -75,7 +84,31 @@ def note_other_work(work: Path, now: Mapping[str, Any]) -> None:
         )
 
 
+@contextmanager
+def kept_if_begun(folder: Path) -> Iterator[None]:
+    """Remove the folder at the end of the block, however it ends, where it holds nothing to go on
+    with."""
+    try:
+        yield
+    finally:
+        if not _begun(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is work in it: more than its origin, and half-written files."""
+    return any(file.name != FILE for file in folder.glob("[!.]*"))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its name; those of a list are numbered."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
     if isinstance(value, Mapping):
         for part, inner in value.items():
             yield from _leaves(inner, f"{name}.{part}".strip("."))

@@ -18,12 +18,13 @@ LINE_EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """Counts `unit`s of work towards `total`."""
+    """Counts `unit`s of work towards `total`. `what` is the title of the bar; lines begin with the
+    stage's name as it is, like all it logs."""
 
     def __init__(
         self, total: int, unit: str, what: str, stream: TextIO | None = None, done: int = 0
     ) -> None:
-        self.total, self.unit, self.what = total, unit, what
+        self.total, self.unit = total, unit
         self.done = self._before = done
         stream = stream or sys.stderr
         self._start = self._last = time.monotonic()
@@ -49,7 +50,7 @@ class Progress:
     def _line(self, seconds: float, note: str) -> str:
         rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left:.0f} s left"
+        line = f"{self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left:.0f} s left"
         return f"{line}, {note}" if note else line
 
     def close(self) -> None:

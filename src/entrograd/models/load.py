@@ -5,12 +5,17 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import os
 import platform
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from entrograd import io
@@ -70,11 +75,24 @@ def save(model: Any, tokenizer: Any, path: Path | str) -> None:
 
 def write(model: Any, tokenizer: Any, folder: Path) -> None:
     """The files of `save`, into a folder that the caller makes appear at once."""
-    model.save_pretrained(folder)
+    with system_errors():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
         if file.is_file():
             file.chmod(0o644)
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Where safetensors cannot write, raise the system's own error, as other files do."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def policy_version(model: Any) -> str:

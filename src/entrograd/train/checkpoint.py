@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from entrograd import io
 from entrograd.errors import InputError
+from entrograd.models.load import system_errors
 from entrograd.origin import FILE as ORIGIN
 from entrograd.origin import differences
 from entrograd.params import Checkpoint as CheckpointParams
@@ -129,7 +129,7 @@ class Checkpoints:
             "data": state.data,
         }
         try:
-            with io.atomic_folder(path) as folder:
+            with io.atomic_folder(path) as folder, system_errors():
                 for name, named in tensors.items():
                     save_file(named, folder / f"{name}.safetensors")
                 (folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
@@ -138,8 +138,6 @@ class Checkpoints:
                     for file in sorted(folder.iterdir())
                 }
                 io.write_json(folder / MANIFEST, {"origin": self.origin, "files": files})
-        except SafetensorError as error:
-            raise InputError(f"{path}: cannot be written: {error}; {self._last_words()}") from None
         except InputError as error:
             raise InputError(f"{error}; {self._last_words()}") from None
         return path
