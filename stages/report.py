@@ -27,20 +27,11 @@ if __name__ == "__main__":
             "report",
             work,
             doc=__doc__,
-            sections=(
-                "base_model",
-                "prepare",
-                "rollout",
-                "annotate",
-                "method",
-                "train_offline",
-                "train_online",
-                "evaluate",
-                "report",
-            ),
+            sections=("base_model", "prepare", "rollout", "annotate", "method", "train_offline",
+                      "train_online", "evaluate", "report"),
             inputs=INPUTS,
             optional=set(INPUTS) - {"summary", "samples"},
             outputs={"out": "report"},
             reads_named=False,
         )
-    )
+    )  # fmt: skip

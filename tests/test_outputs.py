@@ -309,3 +309,24 @@ def test_a_place_that_cannot_be_is_named_before_anything_runs(
     assert work.start(*argv) == 2
     assert not work.runs
     assert "cannot be written: mine.jsonl is not a writable folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reads_named", [True, False])
+def test_files_that_parameters_name_are_inputs_of_who_reads_them(reads_named: bool) -> None:
+    def work(run: Run) -> str:
+        io.write_text(run.paths.out, "page")
+        return "done"
+
+    done = run_stage(
+        "report",
+        work,
+        doc="d",
+        sections=("prepare",),
+        inputs={"rows": "in"},
+        outputs={"out": "out.html"},
+        reads_named=reads_named,
+        argv=["--timings", ""],
+    )
+    assert done == 0
+    known = io.read_json("out.html.run.json")["inputs"]
+    assert sorted(known) == (["in", "mine.jsonl"] if reads_named else ["in"])
