@@ -327,7 +327,7 @@ class TestBadInput:
 
     def test_a_row_without_answer_is_named(self, listed: Path) -> None:
         listed.write_text(listed.read_text() + '{"problem": "5 + 5"}\n')
-        with pytest.raises(InputError, match=r"list: list\.jsonl, row 4: missing answer"):
+        with pytest.raises(InputError, match=r"list: list\.jsonl row 4: missing answer"):
             benchmark_task(benchmark(listed))
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:

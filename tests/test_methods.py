@@ -771,10 +771,13 @@ class TestDiagnostics:
             ref_logprobs=ENTROPIES,
             cluster_ids=[0, 0, 1, 2],
         )
-        chosen = choose("gtpo", modulation="seed_grpo")
-        measured = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
+        measured: set[str] = set()
+        for loss in ("gtpo", "cispo"):
+            chosen = choose("gtpo", modulation="seed_grpo", loss=loss)
+            advantages = chosen.advantages(batch)
+            measured |= set(diagnostics(chosen, batch, batch.old_logprobs, advantages))
         drawn = {column for metric in METRICS for column in metric.columns}
-        assert drawn - set(measured) == {"loss", "grad_norm"}  # the step's own
+        assert drawn - measured == {"loss", "grad_norm"}  # the step's own
 
     def test_semantic_entropy_and_multiplier(self) -> None:
         batch, chosen = TestSeedGrpo.batch, choose("seed_grpo")

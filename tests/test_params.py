@@ -114,3 +114,8 @@ def test_a_column_no_curve_has_is_found_by_check(
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert main(["check", str(file)]) == 0
     assert "valid; method gtpo (modulation: seed_grpo) needs" in capsys.readouterr().out
+
+
+def test_a_folder_is_no_parameters(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be read: Is a directory"):
+        params.read(tmp_path)

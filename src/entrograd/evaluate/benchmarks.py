@@ -93,7 +93,7 @@ def benchmark_task(benchmark: params.Benchmark) -> Task:
     if rejects:
         first = rejects[0]
         raise InputError(
-            f"{where}: {first.source}, row {first.row}: {first.reason} ({len(rejects)} such rows); "
+            f"{where}: {sources.place(first)}: {first.reason} ({len(rejects)} such rows); "
             "mend them, or name the right columns in source"
         )
     problems = []

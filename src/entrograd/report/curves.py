@@ -83,6 +83,13 @@ METRICS = (
         "advantage, so that they give no gradient.",
     ),
     Metric(
+        "Capped weights",
+        "share of tokens",
+        {"weight_capped": "at the bound"},
+        "Trained tokens with an advantage whose importance weight is the bound (CISPO); they keep "
+        "their gradient.",
+    ),
+    Metric(
         "Signs of the advantages",
         "share of tokens",
         {
