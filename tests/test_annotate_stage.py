@@ -400,9 +400,11 @@ def command(files: Files, place: Path) -> list[str]:
     return [sys.executable, str(ROOT / "stages" / "annotate.py"), *arguments]
 
 
+OUTPUTS = ("annotated", "groups.parquet", "annotate.json", "reward_heads.json")
+
+
 def outputs(place: Path) -> dict[str, str]:
-    names = ("annotated", "groups.parquet", "annotate.json")
-    return {name: io.sha256(place / "out" / name) for name in names}
+    return {name: io.sha256(place / "out" / name) for name in OUTPUTS}
 
 
 def test_killed_and_run_again_gives_the_same_files(tmp_path: Path, tiny_model: Path) -> None:
@@ -419,7 +421,8 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path: Path, tiny_model: P
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (killed / "out").exists()
+    there = {path.name for path in (killed / "out").iterdir()}  # what the run means to write
+    assert there == {f"{name}.run.json" for name in OUTPUTS}
     before = first[0].stat()
     again = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=ROOT)
     assert "1 of 4 shards were finished before" in again.stderr
