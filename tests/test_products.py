@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from test_forward import SHAPE, family
 from torch import Tensor
-from transformers import (
-    GemmaConfig,
-    GemmaForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
 from entrograd.models import products
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 90,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-MODELS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),  # biases on q, k and v
-    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SIZES, head_dim=8)),
-}
 
-
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=["llama", "qwen", "gemma"])
 def model(request: pytest.FixtureRequest) -> Any:
-    torch.manual_seed(0)
-    model = MODELS[request.param]().eval()
+    model = family(request.param, "sdpa")
     for name, weight in model.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias"):  # Qwen has them on q, k and v
             torch.nn.init.normal_(weight)
     return model
 
@@ -62,8 +39,6 @@ def test_the_models_outputs_and_nothing_left_behind(model: Any) -> None:
 
 
 def test_layers_of_one_input_are_one_product(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not products.uses_onednn(model.get_output_embeddings().weight):
-        pytest.skip("no oneDNN here")
     multiply, rows = products._packed_linear, []
 
     def counted(packed: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
@@ -76,7 +51,8 @@ def test_layers_of_one_input_are_one_product(model: Any, monkeypatch: pytest.Mon
         model.get_decoder()(input_ids=torch.arange(8)[None], use_cache=False)
     attention = model.get_decoder().layers[0].self_attn
     width = sum(getattr(attention, f"{name}_proj").out_features for name in "qkv")
-    assert rows == [width, 32, 2 * 48, 32] * 2
+    hidden, inner = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    assert rows == [width, hidden, 2 * inner, hidden] * SHAPE["num_hidden_layers"]
 
 
 def test_new_weights_are_taken_on_entering(model: Any) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from entrograd.methods import METHODS, recipe
-from entrograd.methods.base import CHOICES, Method, Recipe
+from entrograd.methods.base import Recipe
 from entrograd.methods.options import LossOptions
-from entrograd.params import MethodParams
+from entrograd.params import CHOICES, MethodParams
 
 
 def methods_table() -> list[dict[str, Any]]:
@@ -21,9 +21,9 @@ def methods_table() -> list[dict[str, Any]]:
     table = []
     for name, method in METHODS.items():
         defaults = method.params()
-        own = _reads(method, method.about, defaults)
+        own = method.reads(method.about, defaults)
         others = {
-            setting: _reads(method, method.about, params) for setting, params in _variants(defaults)
+            setting: method.reads(method.about, params) for setting, params in _variants(defaults)
         }
         table.append(
             {
@@ -49,16 +49,6 @@ def _variants(defaults: Any) -> Iterator[tuple[str, Any]]:
             yield f'{name}={{"HEAD": 1}}', _changed(defaults, name, {"HEAD": 1.0})
 
 
-def _reads(method: Method, choice: str, params: Any) -> frozenset[str]:
-    """The columns `method` reads where it is taken for one of the four choices."""
-    found: frozenset[str] = frozenset()
-    if method.about == choice:
-        found |= method.needs_for(params) if method.needs_for else method.needs
-    if choice == "loss" and method.loss_needs:
-        found |= method.loss_needs(params)
-    return found
-
-
 def _changed(params: Any, name: str, value: Any) -> Any:
     """`params` with another value of one of them; as they are where that alone is not allowed."""
     try:
@@ -72,10 +62,10 @@ def reader(chosen: Recipe, need: str) -> str:
     for choice in CHOICES:
         method = getattr(chosen, choice)
         params = chosen.params[method.name]
-        if need not in _reads(method, choice, params):
+        if need not in method.reads(choice, params):
             continue
         for name, default in vars(method.params()).items():
-            if need not in _reads(method, choice, _changed(params, name, default)):
+            if need not in method.reads(choice, _changed(params, name, default)):
                 return f"{method.name}.{name}={getattr(params, name)}"
         return str(method.name)
     return chosen.name

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from entrograd.errors import InputError
@@ -235,8 +234,6 @@ def _check(arguments: argparse.Namespace) -> None:
     from entrograd.train.needs import check_needs, with_heads
     from entrograd.verify import heads
 
-    if not Path(arguments.params).is_file():
-        raise InputError(f"{arguments.params}: no such file; give the params.yaml to check")
     params = read(arguments.params)
     chosen, names = recipe(params.method), tuple(heads.load(params.annotate.heads))
     for section in ("train_offline", "train_online"):

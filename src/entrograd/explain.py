@@ -20,11 +20,11 @@ from entrograd.catalogue import reader
 from entrograd.errors import InputError
 from entrograd.group_file import COMPLETION_KEYS, TOKEN_KEYS, read_group
 from entrograd.methods import METHODS, recipe
-from entrograd.methods.base import CHOICES, Batch, Recipe, denominators
+from entrograd.methods.base import Batch, Recipe, denominators
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.numerics import masked
 from entrograd.numerics.ratings import rating_entropy
-from entrograd.params import MethodParams, check
+from entrograd.params import CHOICES, MethodParams, check
 
 # A method names its needs as the annotated table does; here clusters come from the answers.
 SOURCES = {"cluster_id": "answers"}

@@ -401,6 +401,9 @@ class AnnotateParams(Section):
     device: Device = "auto"
 
 
+CHOICES = ("reward", "credit", "modulation", "loss")
+
+
 class MethodParams(Section):
     """A preset by `name`; each of the four choices may be taken from another method instead.
     Further keys are methods' own blocks, such as `gtpo: {a2: 0.1}`; entrograd.methods checks
@@ -417,10 +420,13 @@ class MethodParams(Section):
     @property
     def title(self) -> str:
         """The preset and the choices taken from elsewhere: `gtpo (modulation: seed_grpo)`."""
-        chosen = {"reward": self.reward, "credit": self.credit}
-        chosen |= {"modulation": self.modulation, "loss": self.loss}
-        others = [f"{choice}: {name}" for choice, name in chosen.items() if name]
+        others = [f"{choice}: {name}" for choice in CHOICES if (name := getattr(self, choice))]
         return f"{self.name} ({', '.join(others)})" if others else self.name
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Choice -> the method it is taken from, the preset where none is named."""
+        return {choice: getattr(self, choice) or self.name for choice in CHOICES}
 
     @property
     def blocks(self) -> dict[str, Any]:
@@ -730,7 +736,7 @@ def read(path: Path | str) -> Params:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; --params names the parameters") from None
+        raise InputError(f"{path}: no such file; give the params.yaml to read") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

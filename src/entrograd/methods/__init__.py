@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, create_model
 
 from entrograd.errors import InputError
-from entrograd.methods.base import CHOICES, Method, Recipe
+from entrograd.methods.base import Method, Recipe
 from entrograd.methods.options import read_by
 from entrograd.params import MethodParams, Section, check
 
@@ -50,9 +50,7 @@ def recipe(section: MethodParams) -> Recipe:
             combination that has no meaning; the message names the key and what is allowed.
     """
     preset = _method(section.name, "name")
-    choices = {
-        choice: _method(getattr(section, choice) or preset.name, choice) for choice in CHOICES
-    }
+    choices = {choice: _method(name, choice) for choice, name in section.choices.items()}
     unknown = [name for name in section.blocks if name not in METHODS]
     if unknown:
         raise InputError(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.numerics import masked, surrogate
+from entrograd.params import CHOICES
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,14 @@ class Method:
         if self.needs_for is not None:
             object.__setattr__(self, "needs", self.needs_for(self.params()))
 
-
-CHOICES = ("reward", "credit", "modulation", "loss")
+    def reads(self, choice: str, params: Any) -> frozenset[str]:
+        """The annotated columns it reads where it is taken for `choice`, with these parameters."""
+        found: frozenset[str] = frozenset()
+        if choice == self.about:
+            found |= self.needs_for(params) if self.needs_for else self.needs
+        if choice == "loss" and self.loss_needs:
+            found |= self.loss_needs(params)
+        return found
 
 
 @dataclass(frozen=True)
@@ -214,15 +221,10 @@ class Recipe:
     @property
     def needs(self) -> frozenset[str]:
         """The annotated columns the four choices read."""
-        found: frozenset[str] = frozenset()
-        for choice in CHOICES:
-            method = getattr(self, choice)
-            if method.about == choice:
-                params = self.params[method.name]
-                found |= method.needs_for(params) if method.needs_for else method.needs
-        if self.loss.loss_needs:
-            found |= self.loss.loss_needs(self.params[self.loss.name])
-        return found
+        taken = {choice: getattr(self, choice) for choice in CHOICES}
+        return frozenset().union(
+            *(method.reads(choice, self.params[method.name]) for choice, method in taken.items())
+        )
 
     @property
     def penalised(self) -> bool:

@@ -10,7 +10,7 @@ import yaml
 
 from entrograd import params
 
-CHOICES = {
+WORDS = {
     "reward": "reward composition",
     "credit": "credit",
     "modulation": "prompt modulation",
@@ -63,7 +63,7 @@ def topics(
     has no method. `notes` are added by title."""
     values = _values(settings)
     method = values["method"]
-    used = {"name", *CHOICES, *_recipe(settings.method).values()}
+    used = {"name", *WORDS, *settings.method.choices.values()}
     values["method"] = {key: value for key, value in method.items() if key in used}
     found = []
     for title, needs, section, keys in TOPICS:
@@ -84,8 +84,7 @@ def whole(settings: params.Params, given: Collection[str]) -> str:
 
 def recipe(method: params.MethodParams) -> str:
     """The four choices in words: from which method each is taken."""
-    taken = _recipe(method)
-    return " × ".join(f"{words} of {taken[choice]}" for choice, words in CHOICES.items())
+    return " × ".join(f"{WORDS[choice]} of {name}" for choice, name in method.choices.items())
 
 
 def pairs(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -99,10 +98,6 @@ def pairs(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from pairs(f"{key}[{index}]", item)
     else:
         yield key, _line(value)
-
-
-def _recipe(method: params.MethodParams) -> dict[str, str]:
-    return {choice: getattr(method, choice) or method.name for choice in CHOICES}
 
 
 def _values(settings: params.Params) -> dict[str, Any]:
