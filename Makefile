@@ -34,12 +34,12 @@ $(READY): pyproject.toml constraints.txt overrides.txt
 run: setup  ## the whole pipeline through DVC, then a summary
 	@entrograd check
 	@dvc repro
-	@python -m entrograd.summary
+	@python -m entrograd.cli.summary
 
 flow: setup  ## the same pipeline through Prefect, without a server
 	@entrograd check
 	@python -m flows.pipeline
-	@python -m entrograd.summary
+	@python -m entrograd.cli.summary
 
 ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends it
 	@python -m flows.serve

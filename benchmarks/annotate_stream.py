@@ -21,7 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entrograd import io, params
+from entrograd.annotate.params import AnnotateParams
+from entrograd.storage.files import write_json
+from entrograd.storage.tables import write_table
 
 GROUP, PROMPT, SHORTEST, LONGEST, VOCABULARY = 8, 24, 16, 48, 512
 
@@ -58,7 +60,7 @@ def write_tables(folder: Path, completions: int) -> None:
         }
         for name in names
     ]
-    io.write_table(folder / "prompts.parquet", rows, "prompts")
+    write_table(folder / "prompts.parquet", rows, "prompts")
     lengths = draw.integers(SHORTEST, LONGEST + 1, completions)
     ids = pa.array(draw.integers(0, VOCABULARY, int(lengths.sum())), pa.int32())
     prompts = pa.array(draw.integers(0, VOCABULARY, len(names) * PROMPT), pa.int32())
@@ -84,7 +86,7 @@ def annotate(folder: Path) -> None:
     start = time.perf_counter()
     out = folder / "out"
     stage(
-        params.AnnotateParams(dtype="float32", device="cpu"),
+        AnnotateParams(dtype="float32", device="cpu"),
         prompts=folder / "prompts.parquet",
         rollouts=folder / "rollouts.parquet",
         model=folder / "model",
@@ -121,7 +123,7 @@ def main() -> int:
               f"{found[str(size)]['seconds']} s")  # fmt: skip
     first, last = (found[str(options.sizes[i])]["mib"] for i in (0, -1))
     print(f"memory at {options.sizes[-1]} over memory at {options.sizes[0]}: {last / first:.2f}")
-    io.write_json(options.out, {"sizes": found, "ratio_memory": round(last / first, 3)})
+    write_json(options.out, {"sizes": found, "ratio_memory": round(last / first, 3)})
     return 0
 
 

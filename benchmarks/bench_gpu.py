@@ -29,11 +29,11 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from work import product_rate, step_work
 
-from entrograd import io
 from entrograd.models.forward import completion_logprobs
 from entrograd.numerics.surrogate import clipped
 from entrograd.rollout.engine import Request
 from entrograd.rollout.transformers_engine import TransformersEngine
+from entrograd.storage.files import write_json
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.scoring import Scoring
 
@@ -49,7 +49,7 @@ ADAMW: Any = SimpleNamespace(
     eps=1e-8,
     weight_decay=0.0,
     schedule="constant",
-    warmup_steps=0,
+    warmup_updates=0,
     max_grad_norm=1.0,
 )
 
@@ -103,7 +103,7 @@ def build(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Op
     if dtype != torch.float32:
         masters = {n: p.detach().clone() for n, p in model.named_parameters()}
         model.to(dtype)
-    return model, Optimizer(model, masters, ADAMW, steps=1)
+    return model, Optimizer(model, masters, ADAMW, updates=1)
 
 
 def rewards(completions: list[list[int]]) -> list[float]:
@@ -328,7 +328,7 @@ def main() -> int:
             torch.cuda.empty_cache()
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    io.write_json(options.out, {"device": device, "versions": versions, "shapes": found})
+    write_json(options.out, {"device": device, "versions": versions, "shapes": found})
     return 0
 
 

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from work import product_rate
 
-from entrograd import io
 from entrograd.models.load import load_tokenizer, resolve_dtype
+from entrograd.storage.files import write_json
 
 HERE = Path(__file__).parent
 # step_trl.py says what each is.
@@ -208,7 +208,7 @@ def main() -> int:
         found = compare(options, shape)
         known[tuple(map(int, shape.split("/")))] = found
         print(report(found), flush=True)
-        io.write_json(options.out, {"shapes": list(known.values())})
+        write_json(options.out, {"shapes": list(known.values())})
     return 0
 
 

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from entrograd import io
 from entrograd.models.forward import batches, completion_logprobs
 from entrograd.models.load import load_model
 from entrograd.models.prefix import pad
+from entrograd.storage.files import read_json, write_json
 
 SETS = {"groups": (1, 8), "single": (4, 1)}  # prompts, completions a prompt; times --scale
 PROMPT, SHORTEST, LONGEST = 96, 16, 256
@@ -181,8 +181,8 @@ def main() -> int:
             max(item["memory_mib"]["ours"] / item["memory_mib"]["plain"] for item in sets), 3
         ),
     }
-    known = io.read_json(options.out) if options.out.exists() else {}
-    io.write_json(options.out, {**known, **ratios, "entropy": found})
+    known = read_json(options.out) if options.out.exists() else {}
+    write_json(options.out, {**known, **ratios, "entropy": found})
     print(json.dumps(ratios))
     return 0
 

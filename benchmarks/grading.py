@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 
 from math_verify import parse, verify
 
-from entrograd import io, params
 from entrograd.annotate.clusters import Group, by_answer
-from entrograd.verify.grade import Grader, Item
+from entrograd.rewards.params import GraderParams
+from entrograd.rewards.verify.grade import Grader, Item
+from entrograd.storage.files import read_json, write_json
 
 SIZE, CHUNKS, WARM_UP = 8, 10, 50
 UNFINISHED = "Let us begin by"
@@ -237,7 +238,7 @@ def measure(count: int, every: int, data: Path) -> dict[str, Any]:
     by_source: dict[str, list[float]] = {}
     sampled = different = 0
     pairs: Counter[tuple[str, str, bool]] = Counter()
-    with Grader(params.Grader(workers=1)) as grader:
+    with Grader(GraderParams(workers=1)) as grader:
         for start in range(0, len(chosen), step):
             part = chosen[start : start + step]
             before = now()
@@ -293,8 +294,8 @@ def main() -> int:
     found = measure(options.groups, options.every, options.data)
     print(json.dumps(found, indent=2, ensure_ascii=False))
     ratio = found.pop("ratio")
-    written = io.read_json(options.out) if options.out.exists() else {}
-    io.write_json(options.out, written | {"ratio_grading": ratio, "grading": found})
+    written = read_json(options.out) if options.out.exists() else {}
+    write_json(options.out, written | {"ratio_grading": ratio, "grading": found})
     different = found["groups_with_a_difference"]
     print(
         f"ratio_grading {ratio:.1f} ({found['ratio_clock']:.1f} by the clock), differ: {different}"

@@ -22,10 +22,11 @@ from typing import Any
 
 from grading import SHARED, SIZE, UNFINISHED, descendants, form, group, now, problems
 
-from entrograd import io, params
 from entrograd.annotate.clusters import Group, by_answer
-from entrograd.verify.grade import Grader
-from entrograd.verify.rows import grade_file
+from entrograd.rewards.params import GraderParams
+from entrograd.rewards.verify.grade import Grader
+from entrograd.rewards.verify.rows import grade_file
+from entrograd.storage.files import write_json
 
 BATCH = 512  # groups clustered at once
 
@@ -49,7 +50,7 @@ def child(path: Path) -> dict[str, Any]:
     logging.disable(logging.CRITICAL)
     statuses: Counter[str] = Counter()
     clusters = reward = 0.0
-    with Grader(params.Grader(workers=1)) as grader:
+    with Grader(GraderParams(workers=1)) as grader:
         start = now()
         rows = grade_file(path, grader)
         while batch := list(itertools.islice(rows, BATCH)):
@@ -96,7 +97,7 @@ def main() -> int:
         found[str(size)] = json.loads(done.stdout.splitlines()[-1])
         print(f"{size:>9} completions: {json.dumps(found[str(size)])}", flush=True)
     first, last = (found[str(options.sizes[i])]["mib"] for i in (0, -1))
-    io.write_json(options.out, {"sizes": found, "ratio_memory": round(last / first, 3)})
+    write_json(options.out, {"sizes": found, "ratio_memory": round(last / first, 3)})
     return 0
 
 

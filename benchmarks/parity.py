@@ -47,18 +47,27 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from entrograd.methods import recipe
 from entrograd.methods.base import Batch, denominators
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import recipe
 from entrograd.models.forward import completion_logprobs
-from entrograd.params import MethodParams, check
+from entrograd.params import check
 
 TOLERANCE = 1e-5
 GROUPS, SIZE, LONGEST, VOCABULARY = 6, 4, 12, 97
 PROMPTS = [f"t{3 + g} t{20 + g} t{40 + g}" for g in range(GROUPS)]
 
 KL = {"kl_coefficient": 0.04, "kl_estimator": "k3"}
-TOKEN_TRUNCATED = {"correction": "truncated", "correction_level": "token", "correction_cap": 1.05}
-SEQUENCE_MASKED = {"correction": "masked", "correction_level": "sequence", "correction_cap": 1.2}
+TOKEN_TRUNCATED = {
+    "importance_sampling": "truncated",
+    "importance_sampling_level": "token",
+    "importance_sampling_cap": 1.05,
+}
+SEQUENCE_MASKED = {
+    "importance_sampling": "masked",
+    "importance_sampling_level": "sequence",
+    "importance_sampling_cap": 1.2,
+}
 VLLM = "vllm_importance_sampling"
 # row -> (section `method` of params.yaml, arguments of TRL's GRPOConfig)
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

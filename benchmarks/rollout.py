@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from entrograd import io
 from entrograd.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
-from entrograd.params import RolloutParams, Sampling, check
+from entrograd.params import check
 from entrograd.rollout.engine import Request
 from entrograd.rollout.engines import open_engine
+from entrograd.rollout.params import RolloutParams, Sampling
+from entrograd.storage.files import write_json
 
 PROMPTS, SAMPLES, SHORTEST, LONGEST = 16, 8, 16, 256
 
@@ -139,7 +140,7 @@ def main() -> int:
             seconds[name].append(time.perf_counter() - start)
             print(f"turn {turn + 1}: {name} {tokens / seconds[name][-1]:.0f} tokens/s", flush=True)
         result = summary(tokens, seconds, options.dtype, str(model.device))
-        io.write_json(options.out, result)  # a run that is ended early has its whole turns
+        write_json(options.out, result)  # a run that is ended early has its whole turns
     for engine in engines.values():
         engine.close()
     print(f"transformers engine over generate: {result['ratio_generate']:.2f}x")

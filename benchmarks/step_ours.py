@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from work import step_work
 
-from entrograd.methods import recipe
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import recipe
 from entrograd.models.load import load_tokenizer
-from entrograd.params import MethodParams, Sampling
-from entrograd.params import Optimizer as OptimizerParams
 from entrograd.rollout.engine import Request
+from entrograd.rollout.params import Sampling
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.train.batch import examples
+from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.scoring import Scoring
 from entrograd.train.setup import Policy
 from entrograd.train.step import StepSettings, train_step
@@ -28,7 +29,7 @@ def main() -> None:
     """Arguments: a JSON object {model, dtype, prompts [[ids]], group, completion}."""
     options = json.loads(sys.argv[1])
     folder, new = Path(options["model"]), options["completion"]
-    policy = Policy(folder, options["dtype"], "cpu", OptimizerParams(lr=1e-6), steps=100)
+    policy = Policy(folder, options["dtype"], "cpu", OptimizerParams(lr=1e-6), updates=100)
     engine = TransformersEngine(policy.model, load_tokenizer(folder), 1 << 16)
     sampling = Sampling(max_new_tokens=new, min_new_tokens=new)
     settings = StepSettings(1.0, new, 1 << 14)

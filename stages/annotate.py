@@ -5,7 +5,8 @@ Any Parquet of the rollouts schema will do. Finished shards of an interrupted ru
 
 import sys
 
-from entrograd.stage import Run, run_stage
+from entrograd.annotate.params import AnnotateStage
+from entrograd.pipeline.runner import Run, run_stage
 
 
 def work(run: Run) -> str:
@@ -23,7 +24,7 @@ if __name__ == "__main__":
             "annotate",
             work,
             doc=__doc__,
-            sections=("annotate",),
+            params=AnnotateStage,
             inputs={
                 "model": "models/base",
                 "prompts": "data/prompts.parquet",

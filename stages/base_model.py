@@ -6,7 +6,8 @@ and sha256.
 
 import sys
 
-from entrograd.stage import Run, run_stage
+from entrograd.models.params import BaseModelStage
+from entrograd.pipeline.runner import Run, run_stage
 
 
 def work(run: Run) -> str:
@@ -22,7 +23,7 @@ if __name__ == "__main__":
             "base_model",
             work,
             doc=__doc__,
-            sections=("base_model",),
+            params=BaseModelStage,
             inputs={},
             outputs={"out": "models/base"},
         )

@@ -6,7 +6,8 @@ out and evaluates benchmarks alone.
 
 import sys
 
-from entrograd.stage import Run, run_stage
+from entrograd.evaluate.params import EvaluateStage
+from entrograd.pipeline.runner import Run, run_stage
 
 
 def work(run: Run) -> str:
@@ -25,7 +26,7 @@ if __name__ == "__main__":
             "evaluate",
             work,
             doc=__doc__,
-            sections=("evaluate",),
+            params=EvaluateStage,
             inputs={"model": models, "prompts": "data/prompts.parquet"},
             optional=("prompts",),
             outputs={

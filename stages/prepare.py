@@ -1,11 +1,12 @@
 """Turn sources into the prompts table: validated, deduplicated, split by content, decontaminated.
 
-Section prepare: sources, prompt, heldout_share, max_reject_share, overlap.
+Section prepare: sources, prompt, heldout_fraction, max_reject_fraction, decontaminate.
 """
 
 import sys
 
-from entrograd.stage import Run, run_stage
+from entrograd.data.params import PrepareStage
+from entrograd.pipeline.runner import Run, run_stage
 
 
 def work(run: Run) -> str:
@@ -21,7 +22,7 @@ if __name__ == "__main__":
             "prepare",
             work,
             doc=__doc__,
-            sections=("prepare",),
+            params=PrepareStage,
             inputs={},
             outputs={
                 "out": "data/prompts.parquet",

@@ -2,7 +2,8 @@
 
 import sys
 
-from entrograd.stage import Run, run_stage
+from entrograd.pipeline.runner import Run, run_stage
+from entrograd.pipeline.sections import Params
 
 METRICS = ("summary", "benchmarks", "prepare", "annotate", "reward_heads")
 INPUTS = {
@@ -27,8 +28,7 @@ if __name__ == "__main__":
             "report",
             work,
             doc=__doc__,
-            sections=("base_model", "prepare", "rollout", "annotate", "method", "train_offline",
-                      "train_online", "evaluate", "report"),
+            params=Params,
             inputs=INPUTS,
             optional=set(INPUTS) - {"summary", "samples"},
             outputs={"out": "report"},

@@ -5,7 +5,8 @@ Finished shards of an interrupted run are kept; what is drawn does not depend on
 
 import sys
 
-from entrograd.stage import Run, run_stage
+from entrograd.pipeline.runner import Run, run_stage
+from entrograd.rollout.params import RolloutStage
 
 
 def work(run: Run) -> str:
@@ -23,7 +24,7 @@ if __name__ == "__main__":
             "rollout",
             work,
             doc=__doc__,
-            sections=("rollout",),
+            params=RolloutStage,
             inputs={"model": "models/base", "prompts": "data/prompts.parquet"},
             outputs={"out": "data/rollouts"},
             options={"shards": "compute these shards alone (0-2,5) and keep them"},

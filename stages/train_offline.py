@@ -2,7 +2,8 @@
 
 import sys
 
-from entrograd.stage import Run, run_stage
+from entrograd.pipeline.runner import Run, run_stage
+from entrograd.train.params import TrainOfflineStage
 
 
 def work(run: Run) -> str:
@@ -28,7 +29,7 @@ if __name__ == "__main__":
             "train_offline",
             work,
             doc=__doc__,
-            sections=("method", "train_offline"),
+            params=TrainOfflineStage,
             inputs={
                 "model": "models/base",
                 "annotated": "data/annotated",

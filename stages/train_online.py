@@ -2,7 +2,8 @@
 
 import sys
 
-from entrograd.stage import Run, run_stage
+from entrograd.pipeline.runner import Run, run_stage
+from entrograd.train.params import TrainOnlineStage
 
 
 def work(run: Run) -> str:
@@ -18,7 +19,7 @@ if __name__ == "__main__":
             "train_online",
             work,
             doc=__doc__,
-            sections=("method", "rollout", "annotate", "train_online"),
+            params=TrainOnlineStage,
             inputs={
                 "model": "models/offline",
                 "prompts": "data/prompts.parquet",

@@ -37,20 +37,23 @@ def prepare(folder: Path) -> None:
     """A model, its prompts and annotated rollouts, and parameters of a few seconds' training."""
     import yaml
 
-    from entrograd import io
+    from entrograd.storage.tables import write_table
 
     # Digits only, so that answers are compared as numbers: no grading process starts.
     write_tiny_model(folder / "model", characters="0123456789 =\n")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    checkpoint = {"max_share": 1.0, "keep_best": "reward_mean"}
+    checkpoint = {"max_fraction": 1.0, "keep_best": "reward_mean"}
     params["rollout"].update(group_size=4, dtype="float32")
     params["rollout"]["sampling"].update(max_new_tokens=3)
     params["train_offline"].update(
-        epochs=4, groups_per_step=2, dtype="float32", optimizer={"lr": 0.01, "schedule": "cosine"}
+        epochs=4,
+        prompts_per_update=2,
+        dtype="float32",
+        optimizer={"lr": 0.01, "schedule": "cosine"},
     )
     params["train_offline"]["checkpoint"] = checkpoint
     params["train_online"].update(
-        steps=5, prompts_per_step=4, updates_per_round=2, dtype="float32", optimizer={"lr": 0.01}
+        rounds=5, prompts_per_round=4, epochs_per_round=2, dtype="float32", optimizer={"lr": 0.01}
     )
     params["train_online"]["checkpoint"] = checkpoint
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -81,7 +84,7 @@ def prepare(folder: Path) -> None:
             )
     for row in annotated:
         row.update(sampling_logprobs=None, reward_heads=None, segment_ids=None)
-    io.write_table(folder / "annotated.parquet", annotated, "annotated")
+    write_table(folder / "annotated.parquet", annotated, "annotated")
 
 
 def outputs(stage: str, place: Path) -> dict[str, Path]:
@@ -167,7 +170,7 @@ def instant(draw: random.Random, seconds: float, place: Path) -> Callable[[], bo
     if kind == "time":
         until = time.monotonic() + draw.uniform(0, seconds)
         return lambda: time.monotonic() >= until
-    pattern = "work/*/checkpoints/.step-*" if kind == "checkpoint" else ".out.????????.tmp"
+    pattern = "work/*/checkpoints/.update-*" if kind == "checkpoint" else ".out.????????.tmp"
     seen: set[Path] = set()
     which = draw.randint(1, 3) if kind == "checkpoint" else 1
     delay = draw.uniform(0, 0.01)
@@ -184,7 +187,7 @@ def instant(draw: random.Random, seconds: float, place: Path) -> Callable[[], bo
 
 def chaos(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     """The counts of a run of `kills` kills, and whether all outputs were equal."""
-    from entrograd import io
+    from entrograd.storage.hashing import sha256
 
     draw = random.Random(seed)
     inputs = folder / "inputs"
@@ -200,7 +203,7 @@ def chaos(kills: int, seed: int, folder: Path) -> dict[str, Any]:
             begin = time.monotonic()
             finish(start(stage, inputs, place), place)
             seconds = time.monotonic() - begin
-            whole.append({n: io.sha256(p) for n, p in outputs(stage, place).items()})
+            whole.append({n: sha256(p) for n, p in outputs(stage, place).items()})
         assert whole[0] == whole[1], f"{stage}: two undisturbed runs differ"
         share = kills // 2 + (kills % 2 if number == 0 else 0)
         killed = trial = 0
@@ -214,13 +217,13 @@ def chaos(kills: int, seed: int, folder: Path) -> dict[str, Any]:
                 killed += not done
                 counts["inside_a_checkpoint"] += any(
                     not path.name.endswith(".removed")
-                    for path in place.glob("work/*/checkpoints/.step-*")
+                    for path in place.glob("work/*/checkpoints/.update-*")
                 )
             if not done:
                 finish(start(stage, inputs, place), place)
             counts["finished"] += 1
             counts["resumed"] += (place / "log.txt").read_text().count("continuing after update")
-            found = {name: io.sha256(path) for name, path in outputs(stage, place).items()}
+            found = {name: sha256(path) for name, path in outputs(stage, place).items()}
             if found != whole[0]:
                 counts["differing"].append(f"{stage} trial {trial}: {found} instead of {whole[0]}")
             left = [path.name for path in (*place.glob("work/*"), *place.glob(".*.tmp"))]

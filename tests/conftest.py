@@ -21,6 +21,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from pydantic import create_model
+
+from entrograd.params import Section
+from entrograd.pipeline.sections import Params
 
 ROOT = Path(__file__).parent.parent
 CHARACTERS = "\n 0123456789+-*/=().,:?!abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\\{}$_^"
@@ -75,7 +79,7 @@ def write_tiny_model(
 def write_prompts(path: Path, count: int) -> None:
     """A table of `count` training prompts `0 = `, `1 = `, ... that any digit answers: a random
     model hits some."""
-    from entrograd import io
+    from entrograd.storage.tables import write_table
 
     rows = [
         {
@@ -88,13 +92,13 @@ def write_prompts(path: Path, count: int) -> None:
         }
         for i in range(count)
     ]
-    io.write_table(path, rows, "prompts")
+    write_table(path, rows, "prompts")
 
 
 def online_hashes(params: Any, model: Path, folder: Path, name: str) -> list[str]:
     """Train online on `folder`/prompts.parquet, resuming what a run of this name left; the hashes
     of weights, rounds and curve."""
-    from entrograd import io
+    from entrograd.storage.hashing import sha256
     from entrograd.train.online import train_online
 
     (folder / f"work-{name}").mkdir(exist_ok=True)
@@ -107,7 +111,13 @@ def online_hashes(params: Any, model: Path, folder: Path, name: str) -> list[str
         folder / f"{name}.csv",
         folder / f"work-{name}",
     )
-    return [io.sha256(folder / part) for part in (name, f"rounds-{name}", f"{name}.csv")]
+    return [sha256(folder / part) for part in (name, f"rounds-{name}", f"{name}.csv")]
+
+
+def only(*sections: str) -> type[Section]:
+    """The model of these sections alone, as a stage that reads them has one."""
+    fields: Any = {name: (Params.model_fields[name].annotation, ...) for name in sections}
+    return create_model("Only", __base__=Section, **fields)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

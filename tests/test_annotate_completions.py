@@ -12,16 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrograd import io, params
 from entrograd.annotate import completions
 from entrograd.annotate.annotate import annotate
 from entrograd.annotate.completions import PieceReader, Prompts, complete, plan
+from entrograd.annotate.params import AnnotateParams, ChangeSegments, CutoffSegments
 from entrograd.annotate.segments import segment_ids
 from entrograd.errors import InputError
+from entrograd.methods.params import MethodParams
 from entrograd.models.load import load_tokenizer
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import read_table, shard_files, write_table
 from entrograd.train.offline import train_offline
+from entrograd.train.params import Optimizer, TrainOfflineParams
 
-SETTINGS = params.AnnotateParams(dtype="float32", device="cpu")
+SETTINGS = AnnotateParams(dtype="float32", device="cpu")
 
 
 def prompts_table(path: Path, names: list[str], **other: Any) -> Path:
@@ -36,7 +40,7 @@ def prompts_table(path: Path, names: list[str], **other: Any) -> Path:
         }
         for name in names
     ]
-    io.write_table(path, rows, "prompts")
+    write_table(path, rows, "prompts")
     return path
 
 
@@ -167,8 +171,8 @@ class TestPieces:
         whole = run(tmp_path / "whole", prompts, file, tiny_model)
         monkeypatch.setattr(completions, "PIECE_ROWS", 5)
         cut = run(tmp_path / "cut", prompts, file, tiny_model)
-        assert (len(io.shard_files(whole)), len(io.shard_files(cut))) == (1, 3)
-        one, other = (io.read_table(path, "annotated").to_pylist() for path in (whole, cut))
+        assert (len(shard_files(whole)), len(shard_files(cut))) == (1, 3)
+        one, other = (read_table(path, "annotated").to_pylist() for path in (whole, cut))
         for a, b in zip(one, other, strict=True):
             assert {**a, "old_logprobs": 0, "entropies": 0} == {
                 **b, "old_logprobs": 0, "entropies": 0
@@ -254,29 +258,29 @@ def test_text_alone_is_annotated_and_trained_on(
             prompts,
             file,
             tiny_model,
-            segments=params.CutoffSegments(kind="entropy_cutoff"),
+            segments=CutoffSegments(kind="entropy_cutoff"),
         )
     assert "sampled by unknown, annotated by" in caplog.text
-    rows = io.read_table(annotated, "annotated").to_pylist()
+    rows = read_table(annotated, "annotated").to_pylist()
     assert [row["reward"] for row in rows] == [1, 0, 1, 0] * 3
     for row in rows:
         length = len(row["completion_text"]) + 1
         for column in ("completion_ids", "old_logprobs", "entropies", "segment_ids"):
             assert len(row[column]) == length
     line = train_offline(
-        params.TrainOfflineParams(
-            groups_per_step=2, optimizer=params.Optimizer(lr=1e-3), dtype="float32", device="cpu"
+        TrainOfflineParams(
+            prompts_per_update=2, optimizer=Optimizer(lr=1e-3), dtype="float32", device="cpu"
         ),
-        params.MethodParams(name="gtpo", modulation="seed_grpo"),
+        MethodParams(name="gtpo", modulation="seed_grpo"),
         tiny_model,
         annotated,
         tmp_path / "trained",
         tmp_path / "curve.csv",
         tmp_path / "resume_training",
     )
-    assert line.startswith("2 steps of gtpo (modulation: seed_grpo) over 3 groups")
+    assert line.startswith("2 updates of gtpo (modulation: seed_grpo) over 3 groups")
     before, after = (path / "model.safetensors" for path in (tiny_model, tmp_path / "trained"))
-    assert io.sha256(before) != io.sha256(after)
+    assert sha256(before) != sha256(after)
 
 
 @pytest.mark.parametrize(
@@ -329,14 +333,14 @@ def test_bad_tables(
 
 class TestSegments:
     def test_entropy_cutoff(self) -> None:
-        chosen = params.CutoffSegments(kind="entropy_cutoff", cutoff=2.0)
+        chosen = CutoffSegments(kind="entropy_cutoff", cutoff=2.0)
         found = segment_ids([[0.1, 2.5, 0.3, 0.2, 3.0, 0.1], [0.5]], chosen)
         assert found == [[0, 0, 1, 1, 1, 2], [0]]
 
     def test_change(self) -> None:
         # Jumps above 1 at the third and fifth token; a crossing of 1.5 at the last.
         entropies = [[0.1, 0.2, 1.4, 1.3, 0.1, 0.2, 1.0, 1.6]]
-        chosen = params.ChangeSegments(kind="change", delta=1.0, baseline=1.5, min_length=1)
+        chosen = ChangeSegments(kind="change", delta=1.0, baseline=1.5, min_length=1)
         assert segment_ids(entropies, chosen) == [[0, 0, 1, 1, 2, 2, 2, 3]]
         longer = chosen.model_copy(update={"min_length": 2})
         assert segment_ids(entropies, longer) == [[0, 0, 1, 1, 2, 2, 2, 2]]
@@ -344,8 +348,8 @@ class TestSegments:
     @pytest.mark.parametrize(
         ("chosen", "segmentation"),
         [
-            (params.ChangeSegments(kind="change", delta=0.4, baseline=0.9, min_length=2), "change"),
-            (params.CutoffSegments(kind="entropy_cutoff", cutoff=1.2), "entropy_cutoff"),
+            (ChangeSegments(kind="change", delta=0.4, baseline=0.9, min_length=2), "change"),
+            (CutoffSegments(kind="entropy_cutoff", cutoff=1.2), "entropy_cutoff"),
         ],
     )
     def test_asr_gives_the_same_credit_from_stored_segments(
@@ -396,7 +400,7 @@ class TestReaders:
     @pytest.fixture
     def expected(self, table: Path) -> float:
         """Mean token entropy of the correct completions."""
-        rows = io.read_table(table, "annotated").to_pylist()
+        rows = read_table(table, "annotated").to_pylist()
         values = [v for row in rows if row["reward"] > 0 for v in row["entropies"]]
         assert len(values) == 6
         return sum(values) / 6

@@ -15,17 +15,21 @@ from typing import Any
 
 import pytest
 
-from entrograd import io, params
 from entrograd.annotate.annotate import annotate
 from entrograd.annotate.clusters import by_answer
 from entrograd.annotate.groups import annotate_rows
+from entrograd.annotate.params import Alarms, AnnotateParams
 from entrograd.annotate.summary import check_alarms, summarise_rows
 from entrograd.errors import InputError
 from entrograd.models.load import load_model
-from entrograd.verify.grade import STATUSES, Grader
+from entrograd.rewards.verify.grade import STATUSES, Grader
+from entrograd.rollout.params import Sampling
+from entrograd.storage.files import read_json
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import provenance, read_table, shard_name, write_manifest, write_table
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = params.AnnotateParams(dtype="float32", device="cpu")
+SETTINGS = AnnotateParams(dtype="float32", device="cpu")
 PROMPT_IDS = [10, 11, 12]
 
 
@@ -71,7 +75,7 @@ def known(answers: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
 
 
 def prompts_table(path: Path, answers: dict[str, list[str]]) -> Path:
-    io.write_table(path, list(known(answers).values()), "prompts")
+    write_table(path, list(known(answers).values()), "prompts")
     return path
 
 
@@ -156,15 +160,13 @@ class Files:
                 for sample, text in enumerate(["12\n", "13\n", "12.0\n7 + 5", "no\n"])
             ]
             self.write(index, rows)
-        io.write_manifest(self.rollouts)
+        write_manifest(self.rollouts)
 
     def write(self, index: int, rows: list[dict[str, Any]], temperature: float = 0.7) -> None:
-        sampling = params.Sampling(temperature=temperature).model_dump()
-        io.write_table(self.rollouts / io.shard_name(index), rows, "rollouts", sampling=sampling)
+        sampling = Sampling(temperature=temperature).model_dump()
+        write_table(self.rollouts / shard_name(index), rows, "rollouts", sampling=sampling)
 
-    def run(
-        self, resume: Path, out: str = "out", settings: params.AnnotateParams = SETTINGS
-    ) -> str:
+    def run(self, resume: Path, out: str = "out", settings: AnnotateParams = SETTINGS) -> str:
         place = self.folder / out
         return annotate(
             settings,
@@ -188,12 +190,12 @@ def test_tables_summary_and_provenance(files: Files, tmp_path: Path) -> None:
     line = files.run(tmp_path / "resume")
     out = tmp_path / "out"
     assert line == "24 completions of 6 prompts, mean reward 0.500, groups with signal 100%"
-    rows = io.read_table(out / "annotated", "annotated").to_pylist()
+    rows = read_table(out / "annotated", "annotated").to_pylist()
     assert [row["cluster_id"] for row in rows[:4]] == [0, 1, 0, 2]
-    assert io.provenance(out / "annotated")["sampling"]["temperature"] == 0.7
-    assert io.provenance(out / "groups.parquet")["annotate"]["grader"].startswith("math-verify")
-    assert io.read_table(out / "groups.parquet", "groups").num_rows == 6
-    summary = io.read_json(out / "annotate.json")
+    assert provenance(out / "annotated")["sampling"]["temperature"] == 0.7
+    assert provenance(out / "groups.parquet")["annotate"]["grader"].startswith("math-verify")
+    assert read_table(out / "groups.parquet", "groups").num_rows == 6
+    summary = read_json(out / "annotate.json")
     assert summary["status"] == {
         "ok": 1.0, "no_answer": 0.0, "timeout": 0.0, "truncated": 0.0, "error": 0.0
     }  # fmt: skip
@@ -207,7 +209,7 @@ def test_logprobs_are_those_of_a_plain_forward_at_the_sampling_temperature(
     import torch
 
     files.run(tmp_path / "resume")
-    row = io.read_table(tmp_path / "out/annotated", "annotated").to_pylist()[2]
+    row = read_table(tmp_path / "out/annotated", "annotated").to_pylist()[2]
     model = load_model(files.model, "float32", "cpu")
     ids = torch.tensor([[*row["prompt_ids"], *row["completion_ids"]]])
     with torch.no_grad():
@@ -224,14 +226,14 @@ def test_greedy_rollouts_and_foreign_files_are_scored_at_temperature_one(
 ) -> None:
     rows = [rollout("p0", sample, text) for sample, text in enumerate(["12", "13"])]
     files.write(0, rows, temperature=0.0)
-    greedy = files.rollouts = files.rollouts / io.shard_name(0)
+    greedy = files.rollouts = files.rollouts / shard_name(0)
     files.run(tmp_path / "a", "greedy")
     files.rollouts = tmp_path / "foreign.parquet"
-    io.write_table(files.rollouts, io.read_table(greedy, "rollouts"), "rollouts")
+    write_table(files.rollouts, read_table(greedy, "rollouts"), "rollouts")
     with caplog.at_level(logging.INFO, "entrograd"):
         files.run(tmp_path / "b", "foreign")
     assert "does not say how it was sampled" in caplog.text
-    tables = [io.read_table(tmp_path / n / "annotated", "annotated") for n in ("greedy", "foreign")]
+    tables = [read_table(tmp_path / n / "annotated", "annotated") for n in ("greedy", "foreign")]
     assert tables[0].equals(tables[1])
 
 
@@ -240,15 +242,15 @@ def test_finished_shards_are_kept_and_nothing_left_means_no_model(
 ) -> None:
     resume = tmp_path / "resume"
     files.run(resume)
-    kept = (resume / "annotated" / io.shard_name(0)).stat()
-    (resume / "annotated" / io.shard_name(1)).unlink()
+    kept = (resume / "annotated" / shard_name(0)).stat()
+    (resume / "annotated" / shard_name(1)).unlink()
     files.run(resume, "again")
-    after = (resume / "annotated" / io.shard_name(0)).stat()
+    after = (resume / "annotated" / shard_name(0)).stat()
     assert (after.st_ino, after.st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
-    assert io.sha256(tmp_path / "again") == io.sha256(tmp_path / "out")
+    assert sha256(tmp_path / "again") == sha256(tmp_path / "out")
     files.model = tmp_path / "no model"
     files.run(resume, "third")
-    assert io.sha256(tmp_path / "third") == io.sha256(tmp_path / "out")
+    assert sha256(tmp_path / "third") == sha256(tmp_path / "out")
 
 
 def _unknown(files: Files) -> None:
@@ -257,22 +259,22 @@ def _unknown(files: Files) -> None:
 
 def _split_group(files: Files) -> None:
     files.write(1, [rollout("p0", 9, "12")])
-    io.write_manifest(files.rollouts)
+    write_manifest(files.rollouts)
 
 
 def _empty(files: Files) -> None:
     files.rollouts = files.rollouts.parent / "empty.parquet"
-    io.write_table(files.rollouts, [], "rollouts")
+    write_table(files.rollouts, [], "rollouts")
 
 
 def _too_long(files: Files) -> None:
     files.write(0, [rollout("p0", 0, "1" * 300)])
-    io.write_manifest(files.rollouts)
+    write_manifest(files.rollouts)
 
 
 def _foreign_token(files: Files) -> None:
     files.write(0, [rollout("p0", 0, "12", completion_ids=[9999])])
-    io.write_manifest(files.rollouts)
+    write_manifest(files.rollouts)
 
 
 def _no_column(files: Files) -> None:
@@ -319,7 +321,7 @@ class TestAlarms:
     }
 
     def test_warnings(self, caplog: pytest.LogCaptureFixture) -> None:
-        assert check_alarms({**self.SUMMARY, "groups_with_signal": 0.0}, params.Alarms()) == 4
+        assert check_alarms({**self.SUMMARY, "groups_with_signal": 0.0}, Alarms()) == 4
         assert [record.getMessage().split(";")[0] for record in caplog.records] == [
             "60.0% of 100 completions are no_answer",
             "10.0% of 100 completions are timeout",
@@ -329,38 +331,38 @@ class TestAlarms:
 
     @pytest.mark.parametrize("status", ["no_answer", "truncated", "timeout"])
     def test_stop(self, status: str) -> None:
-        alarms = params.Alarms.model_validate({f"{status}_stop": 0.05})
+        alarms = Alarms.model_validate({f"{status}_stop": 0.05})
         with pytest.raises(InputError, match=rf"annotate.alarms.{status}_stop allows \(5.0%\)"):
             check_alarms(self.SUMMARY, alarms)
 
     def test_a_collapsed_entropy(self, caplog: pytest.LogCaptureFixture) -> None:
         summary = {**self.SUMMARY, "status": dict.fromkeys(STATUSES, 0.0)}
-        assert check_alarms(summary, params.Alarms()) == 0
+        assert check_alarms(summary, Alarms()) == 0
         summary["mean_token_entropy"] = 0.01
-        assert check_alarms(summary, params.Alarms(), "step 7") == 1
-        assert caplog.messages[0].startswith("step 7: the mean token entropy is 0.01 nats; ")
+        assert check_alarms(summary, Alarms(), "round 7") == 1
+        assert caplog.messages[0].startswith("round 7: the mean token entropy is 0.01 nats; ")
         with pytest.raises(
-            InputError, match=r"step 7: .* less than .*entropy_stop .*\(0.02 nats\)"
+            InputError, match=r"round 7: .* less than .*entropy_stop .*\(0.02 nats\)"
         ):
-            check_alarms(summary, params.Alarms(entropy_stop=0.02), "step 7")
+            check_alarms(summary, Alarms(entropy_stop=0.02), "round 7")
 
     def test_equal_rewards(self) -> None:
         with pytest.raises(
             InputError, match=r"50.0% of groups have equal .*no_signal_stop .*40.0%"
         ):
-            check_alarms(self.SUMMARY, params.Alarms(no_signal_stop=0.4))
+            check_alarms(self.SUMMARY, Alarms(no_signal_stop=0.4))
 
     def test_rows_are_summed_up_as_shards_are(self, files: Files, tmp_path: Path) -> None:
         files.run(tmp_path / "resume")
         out = files.folder / "out"
-        rows = io.read_table(out / "annotated", "annotated").to_pylist()
-        groups = io.read_table(out / "groups.parquet", "groups").to_pylist()
-        assert summarise_rows(rows, groups) == io.read_json(out / "annotate.json")
+        rows = read_table(out / "annotated", "annotated").to_pylist()
+        groups = read_table(out / "groups.parquet", "groups").to_pylist()
+        assert summarise_rows(rows, groups) == read_json(out / "annotate.json")
 
     def test_the_stage_stops_before_writing(self, files: Files, tmp_path: Path) -> None:
         files.write(0, [rollout("p0", 0, "I\nam\nlost")])
-        files.rollouts = files.rollouts / io.shard_name(0)
-        settings = SETTINGS.model_copy(update={"alarms": params.Alarms(no_answer_stop=0.5)})
+        files.rollouts = files.rollouts / shard_name(0)
+        settings = SETTINGS.model_copy(update={"alarms": Alarms(no_answer_stop=0.5)})
         with pytest.raises(InputError, match="no_answer_stop"):
             files.run(tmp_path / "resume", settings=settings)
         assert not (tmp_path / "out").exists()
@@ -404,19 +406,19 @@ OUTPUTS = ("annotated", "groups.parquet", "annotate.json", "reward_heads.json")
 
 
 def outputs(place: Path) -> dict[str, str]:
-    return {name: io.sha256(place / "out" / name) for name in OUTPUTS}
+    return {name: sha256(place / "out" / name) for name in OUTPUTS}
 
 
 def test_killed_and_run_again_gives_the_same_files(tmp_path: Path, tiny_model: Path) -> None:
     files = Files(tmp_path, tiny_model, shards=4)
     # The second shard needs a grading worker, so the kill finds the stage in the middle of it.
     files.write(1, [rollout("p2", i, t) for i, t in enumerate([r"\boxed{\sqrt{144}}", "13\n"])])
-    io.write_manifest(files.rollouts)
+    write_manifest(files.rollouts)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(files, whole), check=True, capture_output=True, cwd=ROOT)
     arguments = command(files, killed)
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
-    pattern = f"work/annotate-*/annotated/{io.shard_name(0)}"
+    pattern = f"work/annotate-*/annotated/{shard_name(0)}"
     while not (first := list(killed.glob(pattern))) and process.poll() is None:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
@@ -427,7 +429,7 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path: Path, tiny_model: P
     again = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=ROOT)
     assert "1 of 4 shards were finished before" in again.stderr
     # The finished shard is the very file that the interrupted run wrote (linked into place).
-    after = (killed / "out" / "annotated" / io.shard_name(0)).stat()
+    after = (killed / "out" / "annotated" / shard_name(0)).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert outputs(killed) == outputs(whole)
     summary = json.loads((killed / "out" / "annotate.json").read_text())

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from entrograd.models import attention
-from entrograd.models.attention import Rows, SharedAttention, rows_by_prompt
+from entrograd.models.cpu import attention
+from entrograd.models.cpu.attention import Rows, SharedAttention, rows_by_prompt
 from entrograd.models.forward import score
 from entrograd.models.load import load_model
 

@@ -18,12 +18,14 @@ import torch
 from conftest import write_prompts
 from test_train import annotated_rows, pipeline_params, policy
 
-from entrograd import io, origin
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.base import Recipe
 from entrograd.models.load import load_model, policy_version
-from entrograd.params import Checkpoint, Params
-from entrograd.params import Optimizer as OptimizerParams
+from entrograd.pipeline import fingerprint
+from entrograd.pipeline.sections import Params
+from entrograd.storage.files import write_json
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import read_table, shard_name, write_table
 from entrograd.train import checkpoint as checkpoint_module
 from entrograd.train import offline as offline_module
 from entrograd.train import online as online_module
@@ -36,12 +38,14 @@ from entrograd.train.checkpoint import (
     random_state,
     set_random_state,
 )
-from entrograd.train.needs import COLUMNS
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.params import Checkpoint
+from entrograd.train.params import Optimizer as OptimizerParams
+from entrograd.train.required_columns import COLUMNS
 from entrograd.train.rounds import PromptOrder, Round, Rounds
 from entrograd.train.setup import Policy
 
-ALWAYS = {"max_share": 1.0}
+ALWAYS = {"max_fraction": 1.0}
 
 
 class Killed(BaseException):
@@ -53,12 +57,12 @@ def params(**checkpoint: Any) -> Params:
     return pipeline_params(
         method={"name": "gtpo"},
         rollout={"group_size": 4, "sampling": {"max_new_tokens": 2}},
-        train_offline={"epochs": 4, "groups_per_step": 1, "checkpoint": block},
+        train_offline={"epochs": 4, "prompts_per_update": 1, "checkpoint": block},
         train_online={
-            "steps": 4,
-            "prompts_per_step": 3,
-            "updates_per_round": 2,
-            "optimizer": {"lr": 0.01, "schedule": "linear", "warmup_steps": 2},
+            "rounds": 4,
+            "prompts_per_round": 3,
+            "epochs_per_round": 2,
+            "optimizer": {"lr": 0.01, "schedule": "linear", "warmup_updates": 2},
             "checkpoint": block,
         },
     )
@@ -69,7 +73,7 @@ def run_offline(params: Params, model: Path, folder: Path) -> dict[str, str]:
     if not (folder / "rows.parquet").exists():
         rows = annotated_rows()
         rows[4]["reward"] = 1.0  # both groups have a signal
-        io.write_table(folder / "rows.parquet", rows, "annotated")
+        write_table(folder / "rows.parquet", rows, "annotated")
     offline_module.train_offline(
         params.train_offline,
         params.method,
@@ -79,7 +83,7 @@ def run_offline(params: Params, model: Path, folder: Path) -> dict[str, str]:
         folder / "curve.csv",
         folder / "resume",
     )
-    return {name: io.sha256(folder / name) for name in ("out", "curve.csv")}
+    return {name: sha256(folder / name) for name in ("out", "curve.csv")}
 
 
 def run_online(params: Params, model: Path, folder: Path) -> dict[str, str]:
@@ -94,7 +98,7 @@ def run_online(params: Params, model: Path, folder: Path) -> dict[str, str]:
         folder / "curve.csv",
         folder / "resume",
     )
-    return {name: io.sha256(folder / name) for name in ("out", "rounds", "curve.csv")}
+    return {name: sha256(folder / name) for name in ("out", "rounds", "curve.csv")}
 
 
 RUNS: dict[str, Callable[[Params, Path, Path], dict[str, str]]] = {
@@ -155,7 +159,7 @@ def trained(model: Path, folder: Path, **checkpoint: Any) -> tuple[Checkpoints, 
 
 
 def names(checkpoints: Checkpoints) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in checkpoints.steps()]
+    return [int(path.name.removeprefix("update-")) for path in checkpoints.saved()]
 
 
 def test_a_checkpoint_holds_everything(tiny_model: Path, tmp_path: Path) -> None:
@@ -184,7 +188,7 @@ def test_a_checkpoint_holds_everything(tiny_model: Path, tmp_path: Path) -> None
 def test_bfloat16_weights_follow_their_masters(tiny_model: Path, tmp_path: Path) -> None:
     before, state = trained(tiny_model, tmp_path)
     before.save(state)
-    subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), steps=10)
+    subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), updates=10)
     Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()
     for name, weight in subject.model.named_parameters():
         assert weight.dtype == torch.bfloat16
@@ -225,7 +229,7 @@ def test_the_best_weights_come_out(tiny_model: Path, tmp_path: Path) -> None:
     assert found != policy_version(load_model(tmp_path / "out", "float32", "cpu"))
     (tmp_path / "short").mkdir()
     short = pipeline_params(
-        method={"name": "gtpo"}, train_offline={"epochs": 4, "groups_per_step": 1}
+        method={"name": "gtpo"}, train_offline={"epochs": 4, "prompts_per_update": 1}
     )
     with pytest.MonkeyPatch.context() as patch:  # the same run, ended after `best` updates
         whole = offline_module.schedule
@@ -238,7 +242,7 @@ def test_writing_is_put_off_while_it_costs_too_much(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = policy(tiny_model)
-    checkpoints = Checkpoints(tmp_path, Checkpoint(max_share=0.1), subject.optimizer)
+    checkpoints = Checkpoints(tmp_path, Checkpoint(max_fraction=0.1), subject.optimizer)
     now = [0.0]
     monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(checkpoints, "save", lambda _: now.__setitem__(0, now[0] + 2.0))
@@ -261,7 +265,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_continued(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str, how: str
 ) -> None:
     before, _ = trained(tiny_model, tmp_path)
-    file = next((tmp_path / "checkpoints/step-00000003").glob(f"{what}.*"))
+    file = next((tmp_path / "checkpoints/update-00000003").glob(f"{what}.*"))
     content = file.read_bytes()
     if how == "cut":
         file.write_bytes(content[: len(content) // 2])
@@ -273,9 +277,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_continued(
     after = Checkpoints(tmp_path, Checkpoint(), subject.optimizer)
     kept = {name: weight.clone() for name, weight in subject.optimizer.masters.items()}
     with pytest.raises(
-        DamagedError, match=rf"step-00000003.*{'manifest' if what == 'manifest' else what}"
+        DamagedError, match=rf"update-00000003.*{'manifest' if what == 'manifest' else what}"
     ):
-        after.load(tmp_path / "checkpoints/step-00000003")
+        after.load(tmp_path / "checkpoints/update-00000003")
     assert all(torch.equal(kept[n], w) for n, w in subject.optimizer.masters.items())
     state = after.restore()
     assert subject.optimizer.done == 2
@@ -289,11 +293,11 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_changed(
 ) -> None:
     def origin_of(lr: float, digest: str) -> dict[str, Any]:
         given = {"train_offline": {"optimizer": {"lr": lr}, "seed": 1}}
-        return origin.origin("train_offline", given, {"data/annotated": digest}, {})
+        return fingerprint.fingerprint("train_offline", given, {"data/annotated": digest}, {})
 
-    io.write_json(tmp_path / origin.FILE, origin_of(0.1, "a"))
+    write_json(tmp_path / fingerprint.FILE, origin_of(0.1, "a"))
     trained(tiny_model, tmp_path)
-    io.write_json(tmp_path / origin.FILE, origin_of(0.2, "b"))
+    write_json(tmp_path / fingerprint.FILE, origin_of(0.2, "b"))
     subject = policy(tiny_model)
     with pytest.raises(CheckpointError) as refused:
         Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()
@@ -314,12 +318,12 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_it_loads(
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
         with pytest.raises(
-            InputError, match=r"step-00000004.*cannot be written.*step-00000003 is whole"
+            InputError, match=r"update-00000004.*cannot be written.*update-00000003 is whole"
         ):
             before.save(state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    assert not list((tmp_path / "checkpoints").glob(".step-*"))
+    assert not list((tmp_path / "checkpoints").glob(".update-*"))
     subject = policy(tiny_model)
     Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()
     assert subject.optimizer.done == 3
@@ -377,7 +381,7 @@ class TestRounds:
     ) -> None:
         rounds = Rounds(tmp_path, {})
         rounds.write(0, Round(annotated_rows(), {}, {}))
-        file = tmp_path / io.shard_name(0)
+        file = tmp_path / shard_name(0)
         file.write_bytes(file.read_bytes()[:-20])
         assert rounds.read(0, "v") is None
         with pytest.raises(InputError, match=r"shard-00000.parquet: lost, and updates were made"):
@@ -420,7 +424,7 @@ class TestNonFinite:
         monkeypatch.setattr(step_module, "completion_logprobs", broken)
         monkeypatch.setattr(Optimizer, "step", counted)
         rows = [{**row, "reward": float(row["sample_index"] == 1)} for row in annotated_rows()]
-        io.write_table(tmp_path / "rows.parquet", rows, "annotated")
+        write_table(tmp_path / "rows.parquet", rows, "annotated")
         chosen = offline_module.schedule(2, params().train_offline)[1][1]
         with pytest.raises(NonFiniteError) as stopped:
             run_offline(params(), tiny_model, tmp_path)
@@ -429,7 +433,7 @@ class TestNonFinite:
         assert str(file) in str(stopped.value)
         assert f"p{chosen[0]}" in str(stopped.value)
         assert f"p{1 - chosen[0]}" not in str(stopped.value)
-        kept = io.read_table(file, "annotated").to_pylist()
+        kept = read_table(file, "annotated").to_pylist()
         assert {row["prompt_id"] for row in kept} == {f"p{chosen[0]}"}
         assert [row["completion_ids"] for row in kept] == [
             row["completion_ids"] for row in rows if row["prompt_id"] == f"p{chosen[0]}"

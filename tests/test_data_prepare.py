@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from entrograd import cli
+from entrograd.cli import main as cli
 from entrograd.data.decontaminate import find_overlaps, report, sequences, templates
 from entrograd.data.deduplicate import deduplicate
 from entrograd.data.normalise import normalise, prompt_id
@@ -272,7 +272,7 @@ def test_overlap_command_on_real_files(
     lines.append(json.dumps({"problem": leaked[2] + " Explain how you found it."}))
     train.write_text("\n".join([*own, *lines]) + "\n", encoding="utf-8")
     other = str(shared_data / "benchmarks" / "aime24.jsonl")
-    assert cli.main(["overlap", str(train), str(bench), other, "--json"]) == 0
+    assert cli.main(["decontaminate", str(train), str(bench), other, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["train_rows"] == 303
     assert made["overlapping_rows"] == 3
@@ -287,7 +287,7 @@ def test_overlap_command_on_real_files(
     assert made["by_benchmark"]["aime24"]["rows"] == 0
     assert [e["train_row"] for e in made["examples"]] == [301, 302, 303]
     assert [e["benchmark_row"] for e in made["examples"]] == [6, 7, 8]
-    assert cli.main(["overlap", str(train), str(bench)]) == 0
+    assert cli.main(["decontaminate", str(train), str(bench)]) == 0
     assert "3 of 303 training rows overlap" in capsys.readouterr().out
 
 
@@ -337,7 +337,7 @@ def test_overlap_command_on_bad_input(tmp_path: Path, capsys: pytest.CaptureFixt
         ([str(good), str(good), "--share", "2"], "--share 2.0: give a share"),
         ([str(good), str(good), "--column", "q"], "no column q; it has problem"),
     ):
-        assert cli.main(["overlap", *arguments]) == 2
+        assert cli.main(["decontaminate", *arguments]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert sentence in captured.err

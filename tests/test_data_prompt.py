@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from entrograd.data.params import Example, PromptFormat
 from entrograd.data.prompt import encode, render
 from entrograd.errors import InputError
 from entrograd.models.load import load_tokenizer
-from entrograd.params import Example, PromptFormat
 
 SUMS = PromptFormat(
     style="few_shot",

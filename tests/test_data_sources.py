@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from entrograd.data.params import FileSource, HubSource, ReasoningGymSource
 from entrograd.data.sources import Row, place, read, read_problems
 from entrograd.errors import InputError
-from entrograd.params import FileSource, HubSource, ReasoningGymSource
 
 
 def file_source(path: Path, **options: Any) -> FileSource:

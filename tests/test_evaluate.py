@@ -16,16 +16,24 @@ import pytest
 import yaml
 from conftest import CHAT_TEMPLATE
 
-from entrograd import io, params, stage
+from entrograd.data.params import FileSource, PromptFormat
 from entrograd.data.prompt import render
 from entrograd.errors import InputError
 from entrograd.evaluate import evaluate as module
 from entrograd.evaluate.benchmarks import benchmark_task, heldout, list_hash
 from entrograd.evaluate.evaluate import evaluate
+from entrograd.evaluate.params import Benchmark, EvaluateParams
 from entrograd.models.load import load_model, policy_version
+from entrograd.pipeline import runner
+from entrograd.pipeline.sections import Params
+from entrograd.rewards.params import GraderParams
 from entrograd.rollout.engine import Completion, Request
+from entrograd.rollout.params import Sampling
+from entrograd.storage.files import read_json
+from entrograd.storage.hashing import sha256, text_hash
+from entrograd.storage.tables import read_table, shard_files, shard_name, write_table
 
-FORMAT = params.PromptFormat(style="few_shot", template="{problem} = {answer}\n")
+FORMAT = PromptFormat(style="few_shot", template="{problem} = {answer}\n")
 ROOT = Path(__file__).parent.parent
 
 
@@ -49,7 +57,7 @@ def prompts(tmp_path: Path) -> Path:
         }
         for i in range(8)
     ]
-    io.write_table(tmp_path / "prompts.parquet", rows, "prompts")
+    write_table(tmp_path / "prompts.parquet", rows, "prompts")
     return tmp_path / "prompts.parquet"
 
 
@@ -68,22 +76,22 @@ def listed(tmp_path: Path) -> Path:
 LIST = [("1 + 1", ["2"]), ("2 + 2", ["4", "four"]), ("3 + 3", ["6"])]
 
 
-def benchmark(path: Path, **more: Any) -> params.Benchmark:
-    source = params.FileSource(kind="file", path=str(path))
-    sampling = params.Sampling(temperature=1.0, max_new_tokens=4)
+def benchmark(path: Path, **more: Any) -> Benchmark:
+    source = FileSource(kind="file", path=str(path))
+    sampling = Sampling(temperature=1.0, max_new_tokens=4)
     given: dict[str, Any] = {"name": "list", "n": 2, "sampling": sampling, "prompt": FORMAT}
-    return params.Benchmark(source=source, **{**given, **more})
+    return Benchmark(source=source, **{**given, **more})
 
 
-def section(**more: Any) -> params.EvaluateParams:
+def section(**more: Any) -> EvaluateParams:
     given: dict[str, Any] = {
         "max_new_tokens": 4,
         "bootstrap": 200,
         "dtype": "float32",
         "device": "cpu",
-        "grader": params.Grader(workers=1),
+        "grader": GraderParams(workers=1),
     }
-    return params.EvaluateParams(**{**given, **more})
+    return EvaluateParams(**{**given, **more})
 
 
 class Outputs:
@@ -93,7 +101,7 @@ class Outputs:
         self.samples, self.resume = folder / "samples", folder / "resume"
         self.summary, self.benchmarks = folder / "summary.json", folder / "benchmarks.json"
 
-    def run(self, chosen: params.EvaluateParams, models: dict[str, Path], prompts: Any) -> str:
+    def run(self, chosen: EvaluateParams, models: dict[str, Path], prompts: Any) -> str:
         return evaluate(
             chosen,
             models,
@@ -105,7 +113,7 @@ class Outputs:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        return io.read_table(self.samples, "samples").to_pylist()
+        return read_table(self.samples, "samples").to_pylist()
 
 
 @pytest.fixture
@@ -156,7 +164,7 @@ class TestScores:
         line = out.run(section(), models, prompts)
         # held out: id1 id2 id4 id5 id6 id7; a knows the first two, b knows id2 id4 id5 id6
         assert line == "heldout, 6 problems: a 33.3 %, b 66.7 %"
-        summary = io.read_json(out.summary)
+        summary = read_json(out.summary)
         assert list(summary) == ["a", "b", "b_minus_a"]
         # Wilson, k = 2, n = 6, z^2 = 3.841459: centre (1/3 + .320122) / 1.640243 = .398393,
         # half 1.959964 sqrt(.037037 + .026677) / 1.640243 = .301618
@@ -177,7 +185,7 @@ class TestScores:
             None,
             "no_answer",
         )
-        assert io.read_json(out.benchmarks) == {}
+        assert read_json(out.benchmarks) == {}
 
     def test_equal_differences_are_warned_about(
         self,
@@ -197,7 +205,7 @@ class TestScores:
             monkeypatch.setattr(Scripted, "turn", -1)
             shutil.rmtree(out.resume)
             out.run(section(), models, prompts)
-        assert io.read_json(out.summary)["b_minus_a"] == {"diff": 1, "ci_low": 1, "ci_high": 1}
+        assert read_json(out.summary)["b_minus_a"] == {"diff": 1, "ci_low": 1, "ci_high": 1}
         assert "b - a on heldout: all 6 differences are equal" in caplog.text
 
     def test_the_first_problems_in_table_order(
@@ -205,25 +213,25 @@ class TestScores:
     ) -> None:
         out.run(section(heldout_problems=3), {"a": models["a"]}, prompts)
         assert [row["problem_id"] for row in out.rows()] == ["id1", "id2", "id4"]
-        assert list(io.read_json(out.summary)) == ["a"]
+        assert list(read_json(out.summary)) == ["a"]
 
     def test_benchmarks_alone(self, models: dict[str, Path], listed: Path, out: Outputs) -> None:
         out.run(section(benchmarks=[benchmark(listed)], seed=5), models, None)
-        assert io.read_json(out.summary) == {}
-        entry = io.read_json(out.benchmarks)["list"]
+        assert read_json(out.summary) == {}
+        entry = read_json(out.benchmarks)["list"]
         assert (entry["problems"], entry["n"], entry["temperature"]) == (3, 2, 1.0)
         assert entry["list_sha256"] == list_hash(LIST)
         assert entry["grader"].startswith("math-verify ")
-        rule = {key: entry[key] for key in params.Sampling.model_fields}
-        assert params.Sampling(**rule) == benchmark(listed).sampling
+        rule = {key: entry[key] for key in Sampling.model_fields}
+        assert Sampling(**rule) == benchmark(listed).sampling
         assert entry["prompt"] == FORMAT.model_dump()
         assert (entry["seed"], entry["dtype"]) == (5, "float32")
-        assert entry["extraction"] == params.Grader().extraction
+        assert entry["extraction"] == GraderParams().extraction
         assert (entry["bootstrap"], entry["confidence"]) == (200, 0.95)
         weights = policy_version(load_model(models["a"], "float32", "cpu"))
         for name in models:
             assert entry["models"][name]["policy_version"] == weights
-            assert entry["models"][name]["chat_template_sha256"] == io.text_hash(CHAT_TEMPLATE)
+            assert entry["models"][name]["chat_template_sha256"] == text_hash(CHAT_TEMPLATE)
         assert list(entry["differences"]) == ["b_minus_a"]
         rows = out.rows()
         assert [(r["problem"], r["sample_index"]) for r in rows if r["model"] == "b"] == [
@@ -244,7 +252,7 @@ class TestScores:
     ) -> None:
         Scripted.replace(monkeypatch)
         out.run(section(benchmarks=[benchmark(listed)]), models, prompts)
-        shards = [pq.read_table(file).to_pylist() for file in io.shard_files(out.samples)]
+        shards = [pq.read_table(file).to_pylist() for file in shard_files(out.samples)]
         assert [(rows[0]["model"], rows[0]["benchmark"], len(rows)) for rows in shards] == [
             ("a", "heldout", 6),
             ("a", "list", 6),
@@ -258,7 +266,7 @@ class TestScores:
         first, second = Outputs(tmp_path / "one"), Outputs(tmp_path / "two")
         for run in (first, second):
             run.run(section(benchmarks=[benchmark(listed)]), {"a": models["a"]}, prompts)
-        assert io.sha256(first.samples) == io.sha256(second.samples)
+        assert sha256(first.samples) == sha256(second.samples)
         assert first.summary.read_bytes() == second.summary.read_bytes()
         assert first.benchmarks.read_bytes() == second.benchmarks.read_bytes()
 
@@ -289,11 +297,11 @@ class TestResume:
         whole.run(section(), models, prompts)
         assert generated == [6, 6]
         out.resume.mkdir(parents=True)
-        shard = whole.resume / io.shard_name(0)
-        (out.resume / io.shard_name(0)).write_bytes(shard.read_bytes())
+        shard = whole.resume / shard_name(0)
+        (out.resume / shard_name(0)).write_bytes(shard.read_bytes())
         out.run(section(), models, prompts)
         assert generated == [6, 6, 6]
-        assert io.sha256(out.samples) == io.sha256(whole.samples)
+        assert sha256(out.samples) == sha256(whole.samples)
 
     def test_a_shard_of_another_list_is_sampled_again(
         self, models: dict[str, Path], listed: Path, out: Outputs, generated: list[int]
@@ -357,12 +365,12 @@ class TestBadInput:
     [("aime24", 30), ("amc23", 83), ("math500", 500), ("minerva", 272), ("olympiadbench", 675)],
 )
 def test_public_benchmarks_are_read_whole(shared_data: Path, name: str, rows: int) -> None:
-    source = params.FileSource(kind="file", path=str(shared_data / "benchmarks" / f"{name}.jsonl"))
-    task = benchmark_task(params.Benchmark(name=name, source=source))
+    source = FileSource(kind="file", path=str(shared_data / "benchmarks" / f"{name}.jsonl"))
+    task = benchmark_task(Benchmark(name=name, source=source))
     assert len(task.problems) == rows
     assert all(p.answers and p.prompt["messages"][-1]["content"] for p in task.problems)
-    first = params.FileSource(kind="file", path=source.path, limit=5)
-    assert benchmark_task(params.Benchmark(name=name, source=first)).problems == task.problems[:5]
+    first = FileSource(kind="file", path=source.path, limit=5)
+    assert benchmark_task(Benchmark(name=name, source=first)).problems == task.problems[:5]
 
 
 class TestStage:
@@ -374,7 +382,7 @@ class TestStage:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        sections: dict[str, Any] = {name: {} for name in params.Params.model_fields}
+        sections: dict[str, Any] = {name: {} for name in Params.model_fields}
         sections |= {
             "base_model": {"reference": "path:none"},
             "prepare": {"sources": [{"kind": "file", "path": "none.jsonl"}]},
@@ -385,12 +393,12 @@ class TestStage:
         arguments = ["evaluate.py", "--model", f"mine={models['b']}", "--prompts", ""]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", arguments)
-        monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
+        monkeypatch.setattr(runner, "end_with_parent", lambda _: None)
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "stages" / "evaluate.py"), run_name="__main__")
         assert ended.value.code == 0
         assert capsys.readouterr().out.startswith("evaluate: list, 3 problems: mine ")
-        entry = io.read_json(tmp_path / "results" / "benchmarks.json")["list"]
+        entry = read_json(tmp_path / "results" / "benchmarks.json")["list"]
         assert list(entry["models"]) == ["mine"]
-        manifest = io.read_json(tmp_path / "results" / "summary.json.run.json")
+        manifest = read_json(tmp_path / "results" / "summary.json.run.json")
         assert set(manifest["inputs"]) == {str(models["b"]), str(listed)}  # the list is an input

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import only
 
-from entrograd import stage
-from entrograd.stage import Run, run_stage
+from entrograd.pipeline import runner
+from entrograd.pipeline.runner import Run, run_stage
 
 PARAMS = """
 base_model: {reference: "path:none"}
@@ -28,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with parameters and two models; the tests' process is not tied to its
     parent as a stage is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(runner, "end_with_parent", lambda _: None)
     (tmp_path / "params.yaml").write_text(PARAMS)
     for name in ("base", "mine"):
         (tmp_path / name).mkdir()
@@ -52,7 +53,7 @@ class Recorded:
             "evaluate",
             self,
             doc="d",
-            sections=("evaluate",),
+            params=only("evaluate"),
             inputs={"model": {"base": "base"}, "curve": "curve.csv"},
             optional=("curve",),
             outputs={"out": "out.txt"},

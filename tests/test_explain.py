@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from entrograd.cli import main
+from entrograd.cli.main import main
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 FOUR = EXAMPLES / "group_of_four.json"
@@ -135,7 +135,7 @@ class TestFiles:
         self, file: str, explained: Explained
     ) -> None:
         found = explained.answer(file, EXAMPLES / f"{file}.json")["diagnostics"]
-        assert "zero_signal_share" in found
+        assert "zero_signal_fraction" in found
         told = {"reward_mean", "advantage_correct", "advantage_wrong"}
         assert not (told | {"positive_correct", "negative_wrong"}) & set(found)
 
@@ -180,7 +180,11 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("method", "settings", "message"),
         [
-            ("grpo", ["correction=masked"], "sampling_logprobs is missing; grpo.correction=masked"),
+            (
+                "grpo",
+                ["importance_sampling=masked"],
+                "sampling_logprobs is missing; grpo.importance_sampling=masked",
+            ),
             ("grpo", ["kl_coefficient=0.5"], "ref_logprobs is missing; grpo.kl_coefficient=0.5"),
             ("grpo", ["credit=gtpo"], "entropies is missing; gtpo reads it"),
             ("asr", ["source=entropy"], "entropies is missing; asr.source=entropy reads it"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from entrograd.cli import main
+from entrograd.cli.main import main
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 

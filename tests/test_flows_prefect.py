@@ -184,7 +184,7 @@ def test_impossible_port(port: str) -> None:
 
 
 def test_experiments_are_methods_by_seeds() -> None:
-    chosen = sweep.experiments(["grpo", "gtpo", "grpo"], [1, 2], ["train_online.steps=3"])
+    chosen = sweep.experiments(["grpo", "gtpo", "grpo"], [1, 2], ["train_online.rounds=3"])
     assert [e.name for e in chosen] == [
         "sweep-grpo-1",
         "sweep-grpo-2",
@@ -194,7 +194,7 @@ def test_experiments_are_methods_by_seeds() -> None:
     assert chosen[2].settings == (
         "method.name=gtpo",
         "train_online.seed=1",
-        "train_online.steps=3",
+        "train_online.rounds=3",
     )
     with pytest.raises(sweep.SweepError, match="letters, digits"):
         sweep.experiments(["a b"], [1])

@@ -15,11 +15,12 @@ from test_checkpoint import RUNS, Killed, params, stop_at
 from entrograd.errors import InputError
 from entrograd.models.forward import completion_logprobs
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.params import Lora, Params
-from entrograd.params import Optimizer as OptimizerParams
+from entrograd.pipeline.sections import Params
 from entrograd.train import step
 from entrograd.train.lora import add_adapters
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.params import Lora
+from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.setup import Policy
 
 LORA = Lora(rank=4, alpha=6)
@@ -222,7 +223,7 @@ def test_stopped_at_every_update_it_gives_the_same_bits(
             with pytest.raises(Killed):
                 RUNS[kind](chosen, tiny_model, tmp_path / "stopped")
     checkpoint = load_file(
-        max((tmp_path / "stopped/resume/checkpoints").glob("step-*")) / "weights.safetensors"
+        max((tmp_path / "stopped/resume/checkpoints").glob("update-*")) / "weights.safetensors"
     )
     assert checkpoint
     assert all("lora_" in name for name in checkpoint)
@@ -236,7 +237,7 @@ def test_rounds_are_drawn_from_the_merged_weights(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The version every row names is that of the plain model that would be saved then."""
-    from entrograd import io
+    from entrograd.storage.tables import read_table
     from entrograd.train import online
 
     versions = []
@@ -255,7 +256,7 @@ def test_rounds_are_drawn_from_the_merged_weights(
 
     monkeypatch.setattr(online, "train_step", after)
     RUNS["online"](with_lora("float32"), tiny_model, tmp_path)
-    drawn = io.read_table(tmp_path / "rounds", "annotated").column("policy_version").to_pylist()
+    drawn = read_table(tmp_path / "rounds", "annotated").column("policy_version").to_pylist()
     first = policy_version(load_model(tiny_model, "float32", "cpu"))
     assert list(dict.fromkeys(drawn)) == list(dict.fromkeys([first, *versions[:3]]))
     assert len(set(drawn)) > 1

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.methods import asr, dapo, empo, encore, grpo_s, gtpo, recipe, seed_grpo
+from entrograd.methods import asr, dapo, empo, encore, grpo_s, gtpo, seed_grpo
 from entrograd.methods import high_entropy_tokens as minority
 from entrograd.methods.base import Batch, denominators
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.methods.options import overlong_penalty
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import recipe
 from entrograd.numerics.ratings import rating_entropy
-from entrograd.params import MethodParams, check
+from entrograd.params import check
 from entrograd.report.curves import METRICS
 
 Rows = Sequence[Sequence[float]]
@@ -125,7 +127,7 @@ class TestGrpoLoss:
 
     def test_reference_is_required_by_the_penalty(self) -> None:
         chosen = choose("grpo", grpo={"kl_coefficient": 0.1})
-        assert "ref_logprobs" in chosen.needs
+        assert "ref_logprobs" in chosen.required_columns
         batch = group([1, 0])
         with pytest.raises(InputError, match="ref_logprobs"):
             chosen.policy_loss(torch.zeros(2, 1), torch.zeros(2, 1), batch)
@@ -219,8 +221,10 @@ class TestSeedGrpo:
             assert float(found[i]) == pytest.approx(expected, rel=1e-12)
 
     def test_counts_need_no_logprobs(self) -> None:
-        assert choose("seed_grpo", seed_grpo={"estimator": "discrete"}).needs == {"cluster_id"}
-        assert choose("seed_grpo").needs == {"cluster_id", "old_logprobs"}
+        assert choose("seed_grpo", seed_grpo={"estimator": "discrete"}).required_columns == {
+            "cluster_id"
+        }
+        assert choose("seed_grpo").required_columns == {"cluster_id", "old_logprobs"}
 
 
 ENTROPIES: list[list[float]] = [[2, 4, 1], [3, 1], [4, 0.5, 3], [0.5, 4]]
@@ -646,7 +650,7 @@ class TestDiagnostics:
             # own_set: s0 (-, +, 0), s1 (+, -): two of five
             assert found["positive_correct"] == pytest.approx(share)
             assert all(math.isfinite(value) for value in found.values())
-            assert found["zero_signal_share"] == 0.0
+            assert found["zero_signal_fraction"] == 0.0
 
     def test_clip_and_kl(self) -> None:
         # ratio 1.5 up on the right one (clipped), 1.5 up on the wrong one (not)
@@ -681,10 +685,10 @@ class TestDiagnostics:
         found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
         assert (found["kept_tokens"], found["nonzero_tokens"]) == (0.5, pytest.approx(1 / 3))
         assert found["positive_correct"] == found["negative_wrong"] == 0.5
-        assert found["zero_signal_share"] == pytest.approx(2 / 3)
+        assert found["zero_signal_fraction"] == pytest.approx(2 / 3)
         nothing = replace(batch, token_scores=-scores.abs() * batch.rewards.sub(0.5)[:, None])
         found = diagnostics(chosen, nothing, batch.old_logprobs, chosen.advantages(nothing))
-        assert (found["kept_tokens"], found["zero_signal_share"]) == (0.0, 1.0)
+        assert (found["kept_tokens"], found["zero_signal_fraction"]) == (0.0, 1.0)
 
     def test_a_reward_at_the_mean_has_no_sign(self) -> None:
         # .2 is the mean of .1, .2, .3, but not of their sum in binary
@@ -717,7 +721,7 @@ class TestDiagnostics:
             pytest.approx(1 / 3),
             pytest.approx(5 / 3),
         )
-        assert found["zero_signal_share"] == 0.5  # a mean over groups, not completions
+        assert found["zero_signal_fraction"] == 0.5  # a mean over groups, not completions
         assert found["log_ratio_max"] == 2.0
         assert found["clip_low"] == 0.0  # the ratio fell, but the advantage is positive
         assert [found[f"entropy_q{q}"] for q in (10, 50, 90)] == pytest.approx([1.4, 3.0, 4.6])

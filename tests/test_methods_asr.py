@@ -13,14 +13,16 @@ from golden.make import SETTINGS, batch, choose, float64_model
 from test_methods import assert_rows, group, pad
 from torch import Tensor
 
-from entrograd.methods import asr, recipe
+from entrograd.methods import asr
 from entrograd.methods.base import Batch, denominators
 from entrograd.methods.diagnostics import diagnostics
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import recipe
 from entrograd.models.forward import completion_logprobs
 from entrograd.numerics.segments import change_segments
-from entrograd.params import MethodParams, check
-from entrograd.params import Optimizer as OptimizerParams
+from entrograd.params import check
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.step import train_step
 
 

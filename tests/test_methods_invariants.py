@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.methods import METHODS, PLAIN, recipe
 from entrograd.methods.base import (
     COMPLETION_COLUMNS,
     TOKEN_COLUMNS,
@@ -23,7 +22,9 @@ from entrograd.methods.base import (
     denominators,
 )
 from entrograd.methods.diagnostics import diagnostics
-from entrograd.params import MethodParams, check
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import METHODS, PLAIN, recipe
+from entrograd.params import check
 
 HEADS = {"encore": {"entropies": {"format": 0.4, "brevity": 1.1}}}
 EVERY = pytest.mark.parametrize("name", list(METHODS))
@@ -104,7 +105,11 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> bool:
     return bool(torch.allclose(a, b, atol=tolerance, rtol=tolerance))
 
 
-OPTIONS = {"kl_coefficient": 0.1, "correction": "truncated", "correction_level": "sequence"}
+OPTIONS = {
+    "kl_coefficient": 0.1,
+    "importance_sampling": "truncated",
+    "importance_sampling_level": "sequence",
+}
 
 
 @EVERY
@@ -379,7 +384,7 @@ class TestInvariant5Reductions:
 
     def test_on_policy_correction_is_none(self) -> None:
         batch = replace(self.batch, sampling_logprobs=self.batch.old_logprobs)
-        self.same(choose("grpo", grpo={"correction": "truncated"}), choose("grpo"), batch)
+        self.same(choose("grpo", grpo={"importance_sampling": "truncated"}), choose("grpo"), batch)
 
     def test_words_for_nothing(self) -> None:
         self.same(choose("seed_grpo", modulation="none"), choose("dr_grpo"))
@@ -495,8 +500,8 @@ def ragged_batches(draw: st.DrawFn) -> tuple[Batch, float]:
         {
             "kl_coefficient": st.sampled_from([0.0, 0.1]),
             "kl_estimator": st.sampled_from(["k1", "k2", "k3"]),
-            "correction": st.sampled_from(["none", "truncated", "masked"]),
-            "correction_level": st.sampled_from(["token", "sequence"]),
+            "importance_sampling": st.sampled_from(["none", "truncated", "masked"]),
+            "importance_sampling_level": st.sampled_from(["token", "sequence"]),
         }
     ),
 )

@@ -13,21 +13,22 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import yaml
-from imports import ROOT
+from conftest import ROOT
 from test_methods import group
 from test_methods_invariants import HEADS, make_batch
 
 from entrograd.errors import InputError
-from entrograd.methods import METHODS, recipe
 from entrograd.methods.options import read_by
-from entrograd.params import MethodParams, check
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import METHODS, recipe
+from entrograd.params import check
 
 LOSS = {
     "kl_coefficient": 0.0,
     "kl_estimator": "k3",
-    "correction": "none",
-    "correction_level": "token",
-    "correction_cap": 2.0,
+    "importance_sampling": "none",
+    "importance_sampling_level": "token",
+    "importance_sampling_cap": 2.0,
 }
 GRPO = {"epsilon": 1e-4, "clip_low": 0.2, "clip_high": 0.2, **LOSS}
 OVERLONG = {"overlong_length": None, "overlong_buffer": 4096}
@@ -134,8 +135,8 @@ def test_every_method_stands_in_the_table() -> None:
     ],
 )
 def test_needs_of_a_method_are_those_of_its_preset(name: str, columns: set[str]) -> None:
-    assert METHODS[name].needs == columns
-    assert choose(name=name).needs == columns
+    assert METHODS[name].required_columns == columns
+    assert choose(name=name).required_columns == columns
 
 
 def test_the_columns_of_token_scores_and_cuts() -> None:
@@ -148,7 +149,7 @@ def test_the_columns_of_token_scores_and_cuts() -> None:
         ),
         ({"source": "entropy", "segmentation": "stored"}, {"entropies", "segment_ids"}),
     ):
-        assert choose(name="asr", asr=block).needs == columns
+        assert choose(name="asr", asr=block).required_columns == columns
 
 
 class Recorder:
@@ -166,7 +167,7 @@ class Recorder:
 def test_a_parameter_is_read_by_the_choice_it_is_said_to_be(name: str) -> None:
     method, batch = METHODS[name], make_batch(3)
     block: dict[str, Any] = {**HEADS.get(name, {}), "kl_coefficient": 0.1}
-    block["correction"] = "truncated"
+    block["importance_sampling"] = "truncated"
     if hasattr(method.params(), "overlong_length"):
         block |= {"overlong_length": 4, "overlong_buffer": 2}
     if name == "seed_grpo":

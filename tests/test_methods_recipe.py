@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from entrograd.cli import main
+from entrograd.cli.main import main
 from entrograd.errors import InputError
-from entrograd.explain import cluster_ids, explain
-from entrograd.methods import METHODS, recipe
-from entrograd.params import MethodParams, check
+from entrograd.methods.explain.explain import cluster_ids, explain
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import METHODS, recipe
+from entrograd.params import check
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 PRESETS = [
@@ -39,7 +40,12 @@ class TestRecipe:
             name="grpo", reward="encore", credit="gtpo", modulation="seed_grpo", loss="dapo"
         )
         assert chosen.credit is METHODS["gtpo"]
-        assert chosen.needs == {"reward_heads", "entropies", "cluster_id", "old_logprobs"}
+        assert chosen.required_columns == {
+            "reward_heads",
+            "entropies",
+            "cluster_id",
+            "old_logprobs",
+        }
 
     def test_parameters_of_any_method_may_be_given(self) -> None:
         chosen = choose(name="gtpo", gtpo={"a2": 0.3}, seed_grpo={"alpha": 1})
@@ -48,9 +54,12 @@ class TestRecipe:
         assert chosen.params["seed_grpo"].alpha == 1
 
     def test_the_options_of_a_loss_are_needs(self) -> None:
-        block = {"kl_coefficient": 0.1, "correction": "masked"}
-        assert choose(name="grpo", grpo=block).needs == {"ref_logprobs", "sampling_logprobs"}
-        assert choose(name="grpo", loss="dapo", grpo=block).needs == set()
+        block = {"kl_coefficient": 0.1, "importance_sampling": "masked"}
+        assert choose(name="grpo", grpo=block).required_columns == {
+            "ref_logprobs",
+            "sampling_logprobs",
+        }
+        assert choose(name="grpo", loss="dapo", grpo=block).required_columns == set()
 
     @pytest.mark.parametrize(
         ("section", "message"),

@@ -197,7 +197,7 @@ class TestSurrogate:
         ],
     )
     def test_correction_weight(self, kind: str, level: str, expected: list[float]) -> None:
-        weight = surrogate.correction_weight(
+        weight = surrogate.importance_weight(
             tensor([0.5, 1.0, -1.0, NAN]),
             tensor([0.0, 0.0, 0.0, NAN]),
             torch.tensor([[True, True, True, False]]),

@@ -1,4 +1,4 @@
-"""What online training asks of its sampling: the engine gap's gate, dynamic sampling, filters."""
+"""What online training asks of its sampling: the mismatch gate, dynamic sampling, filters."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import pipeline_params
 
-from entrograd import io
 from entrograd.errors import InputError
-from entrograd.methods import recipe
 from entrograd.methods.base import Batch
-from entrograd.params import DynamicSampling, GapGate, MethodParams
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import recipe
+from entrograd.storage.tables import read_table, shard_files, write_table
 from entrograd.train import online as online_module
 from entrograd.train.dynamic import Filled, Group, fill, has_signal
-from entrograd.train.gap import gate, measure
-from entrograd.train.needs import COLUMNS
+from entrograd.train.mismatch import gate, measure
+from entrograd.train.params import DynamicSampling, MismatchGate
+from entrograd.train.required_columns import COLUMNS
 from entrograd.train.rounds import PromptOrder
 
 
@@ -46,48 +47,52 @@ class TestGap:
 
     def test_by_hand(self) -> None:
         got = measure(self.batch)
-        assert got["gap_mean"] == pytest.approx((0.1 + 0.3 + 0.2) / 3, abs=1e-6)
-        assert got["gap_max"] == pytest.approx(0.3, abs=1e-6)
+        assert got["mismatch_mean"] == pytest.approx((0.1 + 0.3 + 0.2) / 3, abs=1e-6)
+        assert got["mismatch_max"] == pytest.approx(0.3, abs=1e-6)
         terms = [math.exp(d) - d - 1 for d in (0.1, -0.3, 0.2)]
-        assert got["gap_kl"] == pytest.approx(math.fsum(terms) / 3, abs=1e-6)
+        assert got["mismatch_kl"] == pytest.approx(math.fsum(terms) / 3, abs=1e-6)
 
     def test_no_engine_logprobs_no_gap(self) -> None:
         assert measure(replace(self.batch, sampling_logprobs=None)) == {}
 
     def test_within_the_bounds_nothing_changes(self) -> None:
         chosen = recipe(MethodParams(name="gtpo"))
-        bounds = GapGate(max_mean=0.21, max_abs=0.31, max_kl=0.05, action="stop")
-        assert gate(measure(self.batch), bounds, chosen, "step 1") is chosen
+        bounds = MismatchGate(max_mean=0.21, max_abs=0.31, max_kl=0.05, action="stop")
+        assert gate(measure(self.batch), bounds, chosen, "round 1") is chosen
 
     @pytest.mark.parametrize(
         ("bounds", "word"),
         [
-            ({"max_mean": 0.19, "max_kl": None}, "gap_mean 0.2 above 0.19"),
-            ({"max_mean": None, "max_abs": 0.29, "max_kl": None}, "gap_max 0.3 above 0.29"),
-            ({"max_mean": None, "max_kl": 0.01}, "gap_kl 0.0"),
+            ({"max_mean": 0.19, "max_kl": None}, "mismatch_mean 0.2 above 0.19"),
+            ({"max_mean": None, "max_abs": 0.29, "max_kl": None}, "mismatch_max 0.3 above 0.29"),
+            ({"max_mean": None, "max_kl": 0.01}, "mismatch_kl 0.0"),
         ],
     )
     def test_above_one_it_stops_or_warns(
         self, bounds: dict[str, Any], word: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        chosen, gap = recipe(MethodParams(name="gtpo")), measure(self.batch)
-        with pytest.raises(InputError, match=f"step 3: .*{word}"):
-            gate(gap, GapGate(**bounds, action="stop"), chosen, "step 3")
+        chosen, mismatch = recipe(MethodParams(name="gtpo")), measure(self.batch)
+        with pytest.raises(InputError, match=f"round 3: .*{word}"):
+            gate(mismatch, MismatchGate(**bounds, action="stop"), chosen, "round 3")
         with caplog.at_level(logging.WARNING, "entrograd"):
-            assert gate(gap, GapGate(**bounds), chosen, "step 3") is chosen
+            assert gate(mismatch, MismatchGate(**bounds), chosen, "round 3") is chosen
         assert word in caplog.text
 
     def test_not_a_number_is_above_every_bound(self) -> None:
-        gap = {"gap_mean": float("nan"), "gap_max": 0.0, "gap_kl": 0.0}
-        with pytest.raises(InputError, match="gap_mean nan above"):
-            gate(gap, GapGate(action="stop"), recipe(MethodParams(name="grpo")), "step 1")
+        mismatch = {"mismatch_mean": float("nan"), "mismatch_max": 0.0, "mismatch_kl": 0.0}
+        with pytest.raises(InputError, match="mismatch_mean nan above"):
+            gate(
+                mismatch, MismatchGate(action="stop"), recipe(MethodParams(name="grpo")), "round 1"
+            )
 
     @pytest.mark.parametrize("kind", ["truncated", "masked"])
     def test_corrects_the_loss_by_hand(self, kind: str) -> None:
         """w = exp(old - sampling), at most the cap (truncated) or 0 above it (masked)."""
         chosen = recipe(MethodParams(name="grpo"))
-        bounds = GapGate(action="correct", correction=kind, correction_cap=1.15)  # type: ignore[arg-type]
-        corrected = gate(measure(self.batch), bounds, chosen, "step 1")
+        bounds = MismatchGate.model_validate(
+            {"action": "correct", "importance_sampling": kind, "importance_sampling_cap": 1.15}
+        )
+        corrected = gate(measure(self.batch), bounds, chosen, "round 1")
         advantages = torch.tensor([[1.0, 1.0], [-1.0, 0.0]])
         logprobs = self.batch.old_logprobs.clone()
         plain = chosen.policy_loss(logprobs, advantages, self.batch)
@@ -99,10 +104,13 @@ class TestGap:
 
     def test_a_method_that_corrects_itself_keeps_its_own(self) -> None:
         section = MethodParams.model_validate(
-            {"name": "grpo", "grpo": {"correction": "masked", "correction_cap": 3.0}}
+            {
+                "name": "grpo",
+                "grpo": {"importance_sampling": "masked", "importance_sampling_cap": 3.0},
+            }
         )
         chosen = recipe(section)
-        assert gate(measure(self.batch), GapGate(action="correct"), chosen, "s") is chosen
+        assert gate(measure(self.batch), MismatchGate(action="correct"), chosen, "s") is chosen
 
 
 class TestFilters:
@@ -113,13 +121,13 @@ class TestFilters:
         rollout = {"sampling": {"max_new_tokens": 4, **key}}
         with pytest.raises(InputError, match=rf"sampling\.{next(iter(key))}.*biases every update"):
             pipeline_params(rollout=rollout, method={"name": "grpo"})
-        corrected = {"name": "grpo", "grpo": {"correction": "truncated"}}
+        corrected = {"name": "grpo", "grpo": {"importance_sampling": "truncated"}}
         assert pipeline_params(rollout=rollout, method=corrected).method.name == "grpo"
 
     def test_it_is_the_loss_that_corrects(self) -> None:
         rollout = {"sampling": {"max_new_tokens": 4, "top_p": 0.9}}
-        method = {"name": "gtpo", "loss": "dapo", "gtpo": {"correction": "truncated"}}
-        with pytest.raises(InputError, match=r"method\.dapo\.correction"):
+        method = {"name": "gtpo", "loss": "dapo", "gtpo": {"importance_sampling": "truncated"}}
+        with pytest.raises(InputError, match=r"method\.dapo\.importance_sampling"):
             pipeline_params(rollout=rollout, method=method)
 
 
@@ -236,11 +244,11 @@ class TestOnlineDynamic:
         params = pipeline_params(
             rollout={"group_size": 6, "sampling": {"max_new_tokens": 1}},
             train_online={
-                "steps": 6,
-                "prompts_per_step": 3,
+                "rounds": 6,
+                "prompts_per_round": 3,
                 "dynamic_sampling": {"max_factor": 8.0},
                 "optimizer": {"lr": 1e-3},
-                "checkpoint": {"max_share": 1.0},
+                "checkpoint": {"max_fraction": 1.0},
             },
             method={"name": "grpo"},
         )
@@ -250,10 +258,10 @@ class TestOnlineDynamic:
         assert set(curve[0]) <= COLUMNS
         assert sum(float(row["groups_carried"]) for row in curve) > 0
         assert any(float(row["groups_drawn"]) > 3 for row in curve)
-        assert all(float(row["gap_mean"]) < 1e-4 for row in curve)
-        for shard in io.shard_files(tmp_path / "rounds-a"):
+        assert all(float(row["mismatch_mean"]) < 1e-4 for row in curve)
+        for shard in shard_files(tmp_path / "rounds-a"):
             groups: dict[str, set[float]] = {}
-            for row in io.read_table(shard, "annotated").to_pylist():
+            for row in read_table(shard, "annotated").to_pylist():
                 groups.setdefault(row["prompt_id"], set()).add(row["reward"])
             assert len(groups) == 3
             assert all(len(rewards) == 2 for rewards in groups.values())
@@ -279,11 +287,11 @@ class TestAlarms:
         """The curve of two steps on problems that nobody solves."""
         row = {"source": "s", "split": "train", "answers": ["never"], "prompt_text": "= "}
         rows = [{**row, "prompt_id": f"id{i}", "problem": f"{i}"} for i in range(2)]
-        io.write_table(folder / "prompts.parquet", rows, "prompts")
+        write_table(folder / "prompts.parquet", rows, "prompts")
         settings = pipeline_params(
             rollout={"group_size": 2, "sampling": {"max_new_tokens": 2}},
             annotate={"alarms": alarms},
-            train_online={"steps": 2, "prompts_per_step": 2},
+            train_online={"rounds": 2, "prompts_per_round": 2},
             method={"name": "grpo"},
         )
         online_hashes(settings, model, folder, "a")
@@ -296,7 +304,7 @@ class TestAlarms:
         with caplog.at_level(logging.INFO, "entrograd"):
             curve = self.run(tiny_model, tmp_path, {"entropy_warn": 100.0, "truncated_warn": 1.0})
         for step in (1, 2):
-            said = [text for text in caplog.messages if text.startswith(f"step {step}: ")]
+            said = [text for text in caplog.messages if text.startswith(f"round {step}: ")]
             assert any("100.0% of groups have equal rewards (mean 0.000)" in text for text in said)
             assert any("the mean token entropy is" in text for text in said)
             assert float(curve[step - 1]["alarms"]) == len(said) >= 2
@@ -307,6 +315,6 @@ class TestAlarms:
     def test_a_round_past_a_limit_stops_before_its_update(
         self, tiny_model: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(InputError, match=r"step 1: 100.0% of groups .*alarms.no_signal_stop"):
+        with pytest.raises(InputError, match=r"round 1: 100.0% of groups .*alarms.no_signal_stop"):
             self.run(tiny_model, tmp_path, {"no_signal_stop": 0.5})
         assert not (tmp_path / "a").exists()

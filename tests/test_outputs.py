@@ -15,13 +15,22 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, only
 from test_evaluate_stage import PARAMS
 
-from entrograd import io, stage
 from entrograd.errors import InputError, Unfinished
 from entrograd.models import load
-from entrograd.stage import Run, run_stage
+from entrograd.pipeline import runner
+from entrograd.pipeline.runner import Run, run_stage
+from entrograd.storage.files import (
+    atomic,
+    atomic_folder,
+    read_json,
+    remove_folder,
+    sweep,
+    write_text,
+)
+from entrograd.storage.hashing import sha256
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (place / "mine.jsonl").write_text("source")
     (place / "params.yaml").write_text(PARAMS.replace("none.jsonl", "mine.jsonl"))
     monkeypatch.chdir(place)
-    monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(runner, "end_with_parent", lambda _: None)
     return place
 
 
@@ -45,9 +54,9 @@ class Stage:
 
     def __call__(self, run: Run) -> str:
         self.runs += 1
-        with io.atomic_folder(run.paths.out) as folder:
+        with atomic_folder(run.paths.out) as folder:
             (folder / "page").write_text("page")
-        io.write_text(run.paths.curve, f"{self.runs}")
+        write_text(run.paths.curve, f"{self.runs}")
         if self.error:
             raise self.error
         return "done"
@@ -57,7 +66,7 @@ class Stage:
             self.name,
             self,
             doc="d",
-            sections=("prepare", self.name),
+            params=only("prepare", self.name),
             inputs={"rows": "in"},
             outputs={"out": "new/out", "curve": "new/curve.csv"},
             argv=["--timings", "", *argv],
@@ -159,17 +168,17 @@ class TestWhatIsThere:
         work = Stage()
         assert [work.start(), work.start()] == [0, 0]
         assert Path("new/curve.csv").read_text() == "2"
-        assert io.read_json("new/out.run.json")["output_sha256"] == io.sha256("new/out")
+        assert read_json("new/out.run.json")["output_sha256"] == sha256("new/out")
 
 
 def test_a_run_that_ends_between_an_output_and_its_manifest_can_be_made_again() -> None:
     """It may have been killed, or have had no room for a later output."""
     work = Stage(error=InputError("no room"))
     assert work.start() == 2
-    assert io.read_json("new/out.run.json") == {"stage": "report"}
+    assert read_json("new/out.run.json") == {"stage": "report"}
     work.error = None
     assert work.start() == 0
-    assert set(io.read_json("new/out.run.json")) > {"stage", "params"}
+    assert set(read_json("new/out.run.json")) > {"stage", "params"}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +187,7 @@ def test_a_run_that_ends_between_an_output_and_its_manifest_can_be_made_again() 
 def test_a_run_without_output_claims_none(error: Exception, code: int) -> None:
     class Early(Stage):
         def __call__(self, _: Run) -> str:
-            assert io.read_json("new/out.run.json") == {"stage": "report"}
+            assert read_json("new/out.run.json") == {"stage": "report"}
             raise error
 
     assert Early().start() == code
@@ -196,7 +205,7 @@ def test_an_output_without_suffix_is_a_folder(
         told.update(arguments)
         return 0
 
-    monkeypatch.setattr(stage, "run_stage", note)
+    monkeypatch.setattr(runner, "run_stage", note)
     with pytest.raises(SystemExit):
         runpy.run_path(str(script), run_name="__main__")
     locked = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"][script.stem]["outs"]
@@ -224,12 +233,12 @@ def test_what_a_killed_run_left_is_swept_when_the_stage_starts(folder: Path) -> 
     left = [
         killed_while_writing(folder / "new" / name, kind)
         for name, kind in (
-            ("out", io.atomic_folder),
-            ("curve.csv", io.atomic),
-            ("out.run.json", io.atomic),
+            ("out", atomic_folder),
+            ("curve.csv", atomic),
+            ("out.run.json", atomic),
         )
     ]
-    others = killed_while_writing(folder / "new" / "out.csv", io.atomic)
+    others = killed_while_writing(folder / "new" / "out.csv", atomic)
     Path("new/.out.settings").write_text("a user's")
     assert all(path.exists() for path in left)
     assert Stage().start() == 0
@@ -240,12 +249,12 @@ def test_what_a_killed_run_left_is_swept_when_the_stage_starts(folder: Path) -> 
 
 def test_what_a_living_process_writes_is_left_alone(folder: Path) -> None:
     path = folder / "out"
-    for kind in (io.atomic, io.atomic_folder):
+    for kind in (atomic, atomic_folder):
         with kind(path) as temporary:
-            io.sweep(path)
+            sweep(path)
             assert temporary.exists()
         assert path.exists()
-        io.remove_folder(path) if path.is_dir() else path.unlink()
+        remove_folder(path) if path.is_dir() else path.unlink()
 
 
 # --- what cannot be written ------------------------------------------------------------------
@@ -275,7 +284,7 @@ def test_a_model_for_which_there_is_no_room_is_named(tiny_model: Path, folder: P
     assert not [path for path in folder.iterdir() if "out" in path.name]
 
 
-@pytest.mark.parametrize("kind", [io.atomic, io.atomic_folder])
+@pytest.mark.parametrize("kind", [atomic, atomic_folder])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO])
 def test_what_the_system_refuses_is_a_sentence(
     kind: Callable[[Path], Any], number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -295,7 +304,7 @@ def test_what_the_system_refuses_is_a_sentence(
 
 
 def test_a_file_that_code_looks_for_in_vain_keeps_its_traceback(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError), io.atomic(folder / "out"):
+    with pytest.raises(FileNotFoundError), atomic(folder / "out"):
         Path("absent").read_text()
 
 
@@ -314,19 +323,19 @@ def test_a_place_that_cannot_be_is_named_before_anything_runs(
 @pytest.mark.parametrize("reads_named", [True, False])
 def test_files_that_parameters_name_are_inputs_of_who_reads_them(reads_named: bool) -> None:
     def work(run: Run) -> str:
-        io.write_text(run.paths.out, "page")
+        write_text(run.paths.out, "page")
         return "done"
 
     done = run_stage(
         "report",
         work,
         doc="d",
-        sections=("prepare",),
+        params=only("prepare"),
         inputs={"rows": "in"},
         outputs={"out": "out.html"},
         reads_named=reads_named,
         argv=["--timings", ""],
     )
     assert done == 0
-    known = io.read_json("out.html.run.json")["inputs"]
+    known = read_json("out.html.run.json")["inputs"]
     assert sorted(known) == (["in", "mine.jsonl"] if reads_named else ["in"])

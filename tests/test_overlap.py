@@ -13,10 +13,10 @@ import torch
 from conftest import online_hashes, write_prompts
 from test_train import pipeline_params
 
-from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.load import load_model, load_tokenizer
 from entrograd.rollout.transformers_engine import TransformersEngine
+from entrograd.storage.tables import read_table, shard_files
 from entrograd.train import online as online_module
 
 STEPS = 5
@@ -56,14 +56,14 @@ def overlapped(**online: Any) -> Any:
     return pipeline_params(
         rollout={"engine": "vllm_server", "group_size": 4, "sampling": {"max_new_tokens": 3}},
         train_online={
-            "steps": STEPS,
-            "prompts_per_step": 3,
-            "overlap": True,
+            "rounds": STEPS,
+            "prompts_per_round": 3,
+            "prefetch": True,
             "optimizer": {"lr": 0.01},
-            "checkpoint": {"max_share": 1.0},
+            "checkpoint": {"max_fraction": 1.0},
             **online,
         },
-        method={"name": "grpo", "grpo": {"correction": "truncated"}},
+        method={"name": "grpo", "grpo": {"importance_sampling": "truncated"}},
     )
 
 
@@ -85,13 +85,12 @@ def plain_logprobs(model: Any, row: dict[str, Any]) -> list[float]:
 def test_a_round_is_of_the_policy_before_the_last_updates_and_says_so(
     updates: int, engines: list[OwnEngine], tiny_model: Path, tmp_path: Path
 ) -> None:
-    run(overlapped(updates_per_round=updates), tiny_model, tmp_path, "a")
+    run(overlapped(epochs_per_round=updates), tiny_model, tmp_path, "a")
     (engine,) = engines
     versions = list(engine.weights)
     assert len(versions) == STEPS + 1
     rows = [
-        io.read_table(shard, "annotated").to_pylist()
-        for shard in io.shard_files(tmp_path / "rounds-a")
+        read_table(shard, "annotated").to_pylist() for shard in shard_files(tmp_path / "rounds-a")
     ]
     sampled_by = [{row["policy_version"] for row in part} for part in rows]
     assert sampled_by == [{versions[max(0, number - 1)]} for number in range(STEPS)]
@@ -106,7 +105,7 @@ def test_a_round_is_of_the_policy_before_the_last_updates_and_says_so(
             for row in part:
                 assert row[column] == pytest.approx(plain_logprobs(model, row), abs=2e-4), column
     with (tmp_path / "a.csv").open() as file:
-        gaps = [float(row["gap_mean"]) for row in csv.DictReader(file)]
+        gaps = [float(row["mismatch_mean"]) for row in csv.DictReader(file)]
     assert gaps[0] < 1e-4 < min(gaps[1:])
     prompts = [row["prompt_id"] for part in rows for row in part[::4]]
     assert len(set(prompts[:8])) == 8  # in the order of a run without overlap
@@ -155,7 +154,7 @@ def test_killed_and_run_again_gives_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    params = overlapped(updates_per_round=updates)
+    params = overlapped(epochs_per_round=updates)
     want = run(params, tiny_model, tmp_path, "a")
     real_step, real_generate = online_module.train_step, OwnEngine.generate
     calls, draws = [0], [0]
@@ -201,7 +200,7 @@ def test_what_the_policy_that_is_gone_drew_is_asked_for_by_name(
     with pytest.raises(KeyboardInterrupt):
         run(overlapped(), tiny_model, tmp_path, "a")
     (tmp_path / "work-a" / "ahead-00002.parquet").write_bytes(b"cut off")
-    with pytest.raises(InputError, match="the completions of step 3 are lost"):
+    with pytest.raises(InputError, match="the completions of round 3 are lost"):
         run(overlapped(), tiny_model, tmp_path, "a")
     assert len(engines) == 2
 
@@ -209,15 +208,25 @@ def test_what_the_policy_that_is_gone_drew_is_asked_for_by_name(
 @pytest.mark.parametrize(
     ("rollout", "online", "method", "message"),
     [
-        ({"engine": "transformers"}, {}, {"correction": "masked"}, "the very weights that are"),
-        ({"engine": "vllm"}, {"dynamic_sampling": {}}, {"correction": "masked"}, "depends on gra"),
-        ({"engine": "vllm"}, {}, {}, r"biases every update; set method\.grpo\.correction"),
+        (
+            {"engine": "transformers"},
+            {},
+            {"importance_sampling": "masked"},
+            "the very weights that are",
+        ),
+        (
+            {"engine": "vllm"},
+            {"dynamic_sampling": {}},
+            {"importance_sampling": "masked"},
+            "depends on gra",
+        ),
+        ({"engine": "vllm"}, {}, {}, r"biases every update; set method\.grpo\.importance_sampling"),
     ],
 )
 def test_refused_where_it_cannot_be(rollout: Any, online: Any, method: Any, message: str) -> None:
-    with pytest.raises(InputError, match=rf"train_online\.overlap: .*{message}"):
+    with pytest.raises(InputError, match=rf"train_online\.prefetch: .*{message}"):
         pipeline_params(
             rollout=rollout,
-            train_online={"overlap": True, **online},
+            train_online={"prefetch": True, **online},
             method={"name": "grpo", "grpo": method},
         )

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from entrograd import params
-from entrograd.cli import main
+from entrograd.cli.main import main
 from entrograd.errors import InputError
-from entrograd.params import MethodParams
+from entrograd.methods.params import MethodParams
+from entrograd.pipeline.rules import read
+from entrograd.pipeline.sections import Params
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +28,7 @@ def message(tmp_path: Path, content: dict[str, Any]) -> str:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(InputError) as caught:
-        params.read(file)
+        read(file, Params)
     text = str(caught.value)
     assert text.startswith(f"{file}: ")  # the file that was read, whatever its name
     return text.removeprefix(f"{file}: ")
@@ -81,7 +82,7 @@ def test_numbers_as_dvc_reads_and_writes_them(tmp_path: Path, text: str) -> None
     whole = (ROOT / "params.yaml").read_text(encoding="utf-8")
     file = tmp_path / "params.yaml"
     file.write_text(whole.replace("lr: 1.0e-5", f"lr: {text}"), encoding="utf-8")
-    assert params.read(file).train_online.optimizer.lr == 1e-5
+    assert read(file, Params).train_online.optimizer.lr == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -118,4 +119,4 @@ def test_a_column_no_curve_has_is_found_by_check(
 
 def test_a_folder_is_no_parameters(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read: Is a directory"):
-        params.read(tmp_path)
+        read(tmp_path, Params)

@@ -48,11 +48,11 @@ def small_params(model: Path) -> dict[str, Any]:
     params["base_model"] = {"reference": f"path:{model}"}
     params["prepare"]["sources"][0].update(size=20, keep=None)
     params["prepare"]["sources"].insert(0, {"kind": "file", "path": DIGITS})
-    params["prepare"]["heldout_share"] = 0.3
+    params["prepare"]["heldout_fraction"] = 0.3
     params["rollout"].update(prompts=16, group_size=4, shard_prompts=4)
     params["rollout"]["sampling"].update(max_new_tokens=2)
-    params["train_offline"].update(epochs=1, groups_per_step=8, optimizer={"lr": 0.003})
-    params["train_online"].update(steps=2, prompts_per_step=4, optimizer={"lr": 0.003})
+    params["train_offline"].update(epochs=1, prompts_per_update=8, optimizer={"lr": 0.003})
+    params["train_online"].update(rounds=2, prompts_per_round=4, optimizer={"lr": 0.003})
     params["evaluate"].update(heldout_problems=24, bootstrap=200)
     params["report"].update(samples=3)
     return params
@@ -142,7 +142,7 @@ def test_summary_has_what_it_promises(clone: Path) -> None:
     assert difference["diff"] == pytest.approx(
         summary["online"]["accuracy"] - summary["base"]["accuracy"]
     )
-    shown = run(clone, sys.executable, "-m", "entrograd.summary")
+    shown = run(clone, sys.executable, "-m", "entrograd.cli.summary")
     assert "report/index.html" in shown
 
 

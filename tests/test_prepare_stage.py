@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from entrograd import io
+from entrograd.data.params import PrepareParams
 from entrograd.data.prepare import prepare
 from entrograd.data.split import split
 from entrograd.errors import InputError
-from entrograd.params import PrepareParams, check
+from entrograd.params import check
+from entrograd.storage.files import read_json
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import read_table
 
 ROOT = Path(__file__).parent.parent
 FEW_SHOT = {
@@ -37,7 +40,7 @@ def run(folder: Path, section: dict[str, Any]) -> tuple[list[dict[str, Any]], di
     """prepare with files under `folder`; (prompts, summary)."""
     paths = [folder / name for name in ("prompts.parquet", "rejects.parquet", "summary.json")]
     prepare(check(PrepareParams, section, "prepare"), *paths)
-    return io.read_table(paths[0], "prompts").to_pylist(), io.read_json(paths[2])
+    return read_table(paths[0], "prompts").to_pylist(), read_json(paths[2])
 
 
 def sums(count: int) -> list[dict[str, Any]]:
@@ -62,9 +65,9 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     section = {
         "sources": [{"kind": "file", "path": source}],
         "prompt": FEW_SHOT,
-        "heldout_share": 0.2,
-        "max_reject_share": 0.05,
-        "overlap": {"benchmarks": [bench]},
+        "heldout_fraction": 0.2,
+        "max_reject_fraction": 0.05,
+        "decontaminate": {"benchmarks": [bench]},
     }
     prompts, summary = run(tmp_path, section)
     heldout = [r["problem"] for r in good if split(r["problem"], 0.2) == "heldout"]
@@ -91,7 +94,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert prompts[0]["prompt_text"] == "1 + 1 = 2\n10 + 30 = "
     assert prompts[0]["messages"] is None
     assert len({r["prompt_id"] for r in prompts}) == 100
-    rejects = io.read_table(tmp_path / "rejects.parquet", "rejects").to_pylist()
+    rejects = read_table(tmp_path / "rejects.parquet", "rejects").to_pylist()
     assert [(r["row"], r["reason"]) for r in rejects] == [
         (104, "missing answer"),
         (105, "malformed JSON"),
@@ -103,7 +106,10 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
 def test_more_data_never_moves_an_old_row(tmp_path: Path) -> None:
     first = write_jsonl(tmp_path / "a.jsonl", sums(60))
     more = write_jsonl(tmp_path / "b.jsonl", sums(200)[::-1])
-    section: dict[str, Any] = {"sources": [{"kind": "file", "path": first}], "heldout_share": 0.3}
+    section: dict[str, Any] = {
+        "sources": [{"kind": "file", "path": first}],
+        "heldout_fraction": 0.3,
+    }
     before = {r["prompt_id"]: r["split"] for r in run(tmp_path, section)[0]}
     section["sources"].insert(0, {"kind": "file", "path": more})
     after = {r["prompt_id"]: r["split"] for r in run(tmp_path, section)[0]}
@@ -118,7 +124,7 @@ def test_training_rows_near_a_heldout_one_are_removed(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [*records, *sums(20)])
     held = {r["problem"] for r in records if split(r["problem"], 0.3) == "heldout"}
     assert 0 < len(held) < 12
-    section = {"sources": [{"kind": "file", "path": source}], "heldout_share": 0.3}
+    section = {"sources": [{"kind": "file", "path": source}], "heldout_fraction": 0.3}
     prompts, summary = run(tmp_path, section)
     kept = {r["problem"] for r in prompts if r["problem"].startswith(WORDS)}
     assert kept == held
@@ -132,20 +138,20 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         run(tmp_path / name, section)
-        made.append(io.sha256(tmp_path / name))
+        made.append(sha256(tmp_path / name))
     assert made[0] == made[1]
-    summary = io.read_json(tmp_path / "one" / "summary.json")
+    summary = read_json(tmp_path / "one" / "summary.json")
     assert summary["sources"]["a.jsonl#2"]["duplicates"] == 50
     assert str(tmp_path) not in (tmp_path / "one" / "summary.json").read_text()
 
 
 def test_too_many_rejects_stop_the_stage_with_an_example(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [*sums(50), '{"problem": "9 + 9"}', "{oops"])
-    section = {"sources": [{"kind": "file", "path": source}], "max_reject_share": 0.03}
+    section = {"sources": [{"kind": "file", "path": source}], "max_reject_fraction": 0.03}
     with pytest.raises(InputError) as caught:
         run(tmp_path, section)
     message = str(caught.value)
-    assert "2 of 52 rows are rejected, above prepare.max_reject_share 0.03" in message
+    assert "2 of 52 rows are rejected, above prepare.max_reject_fraction 0.03" in message
     assert 'missing answer (1; a.jsonl row 51: \'{"problem": "9 + 9"}\')' in message
     assert "malformed JSON (1; a.jsonl row 52: '{oops')" in message
     assert not list(tmp_path.glob("*.parquet"))
@@ -158,9 +164,9 @@ def test_the_line_of_a_csv_row_is_told(tmp_path: Path) -> None:
     path.write_text("\n".join(["problem,answer", *lines, "9 + 9", "1+1,3", ""]))
     section: dict[str, Any] = {"sources": [{"kind": "file", "path": str(path)}]}
     with pytest.raises(InputError, match=r"1 fields, expected 2 \(1; a\.csv row 51 \(line 52\): "):
-        run(tmp_path, {**section, "max_reject_share": 0.01})
-    run(tmp_path, {**section, "max_reject_share": 0.5})
-    rejects = io.read_table(tmp_path / "rejects.parquet", "rejects").to_pylist()
+        run(tmp_path, {**section, "max_reject_fraction": 0.01})
+    run(tmp_path, {**section, "max_reject_fraction": 0.5})
+    rejects = read_table(tmp_path / "rejects.parquet", "rejects").to_pylist()
     assert [(r["row"], r["line"]) for r in rejects] == [(51, 52), (2, 3), (52, 53)]
     assert rejects[1]["content"] == "1 + 1 -> 2, but 3 in a.csv row 52 (line 53)"
 
@@ -170,7 +176,7 @@ def test_an_empty_benchmark_guards_against_nothing(tmp_path: Path) -> None:
     (tmp_path / "bench.csv").write_text("problem,answer\n")
     section = {
         "sources": [{"kind": "file", "path": source}],
-        "overlap": {"benchmarks": [str(tmp_path / "bench.csv")]},
+        "decontaminate": {"benchmarks": [str(tmp_path / "bench.csv")]},
     }
     with pytest.raises(InputError, match=r"bench\.csv: no rows"):
         run(tmp_path, section)
@@ -185,8 +191,8 @@ def test_a_benchmark_problem_within_a_longer_row_is_removed(tmp_path: Path) -> N
     records = [*sums(20), *({"problem": problem, "answer": "1"} for problem in leaked)]
     section = {
         "sources": [{"kind": "file", "path": write_jsonl(tmp_path / "a.jsonl", records)}],
-        "heldout_share": 0.0,
-        "overlap": {"benchmarks": [write_jsonl(tmp_path / "bench.jsonl", bench)]},
+        "heldout_fraction": 0.0,
+        "decontaminate": {"benchmarks": [write_jsonl(tmp_path / "bench.jsonl", bench)]},
     }
     prompts, summary = run(tmp_path, section)
     assert [r["problem"] for r in prompts] == [r["problem"] for r in sums(20)]
@@ -199,7 +205,7 @@ def test_a_benchmark_problem_within_a_longer_row_is_removed(tmp_path: Path) -> N
 
 def test_no_training_prompt_left(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", sums(5))
-    section = {"sources": [{"kind": "file", "path": source}], "heldout_share": 1.0}
+    section = {"sources": [{"kind": "file", "path": source}], "heldout_fraction": 1.0}
     with pytest.raises(InputError, match="no training prompts are left of 5 rows"):
         run(tmp_path, section)
 
@@ -234,9 +240,9 @@ def test_stage_prepare(tmp_path: Path) -> None:
     assert done.stdout.count("\n") == 1
     assert "of 30 rows; 0 rejected" in done.stdout
     for name in ("data/prompts.parquet", "data/rejects.parquet", "results/prepare.json"):
-        manifest = io.read_json(tmp_path / f"{name}.run.json")
-        assert manifest["output_sha256"] == io.sha256(tmp_path / name)
-    assert io.read_table(tmp_path / "data" / "rejects.parquet", "rejects").num_rows == 0
+        manifest = read_json(tmp_path / f"{name}.run.json")
+        assert manifest["output_sha256"] == sha256(tmp_path / name)
+    assert read_table(tmp_path / "data" / "rejects.parquet", "rejects").num_rows == 0
 
 
 def test_stage_prepare_on_bad_input(tmp_path: Path) -> None:

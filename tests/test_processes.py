@@ -13,9 +13,10 @@ from chaos import STAGES, command
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from entrograd import io
 from entrograd.errors import InputError
-from entrograd.params import Lora, Optimizer
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import read_table
+from entrograd.train.params import Lora, Optimizer
 from entrograd.train.processes import Processes, connect, own_rows
 from entrograd.train.setup import Policy
 
@@ -72,10 +73,10 @@ def test_two_processes_train_as_one(runs: Path, stage: str, sharded: bool) -> No
     assert "process 1 of 2" in log
     assert "process 2 of 2" in log
     assert ("each with a part of the weights" in log) == sharded
-    assert log.count(" steps of ") == 1  # one process speaks
+    assert log.count(" rounds of ") == 1  # one process speaks
     assert not list((two / "work").iterdir())
     if stage == "train_online":
-        tables = [io.read_table(place / "rounds", "annotated") for place in (one, two)]
+        tables = [read_table(place / "rounds", "annotated") for place in (one, two)]
         for column in ("prompt_id", "sample_index", "completion_ids", "reward"):
             assert tables[0].column(column).to_pylist() == tables[1].column(column).to_pylist()
 
@@ -125,7 +126,7 @@ def test_accelerate_launch_starts_a_stage(runs: Path, tmp_path: Path, sharded: b
     assert "process 2 of 2" in said
     assert ("each with a part of the weights" in said) == sharded
     assert_same_training(runs / same, tmp_path)
-    assert io.sha256(tmp_path / "out") == io.sha256(runs / same / "out")
+    assert sha256(tmp_path / "out") == sha256(runs / same / "out")
 
 
 @pytest.mark.parametrize(

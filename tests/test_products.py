@@ -9,7 +9,7 @@ import torch
 from test_forward import SHAPE, family
 from torch import Tensor
 
-from entrograd.models import products
+from entrograd.models.cpu import products
 
 
 @pytest.fixture(params=["llama", "qwen", "gemma"])

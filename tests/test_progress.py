@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from entrograd.progress import Progress
+from entrograd.pipeline.progress import Progress
 
 
 def test_a_line_does_not_repeat_the_name_that_logs_begin_with(

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from entrograd import io, params
 from entrograd.annotate.annotate import annotate
+from entrograd.annotate.params import AnnotateParams
+from entrograd.rewards.params import Head
+from entrograd.storage.tables import write_table
 
 DOCS = Path(__file__).parent.parent / "docs" / "annotation.md"
 SECTION = DOCS.read_text(encoding="utf-8").split("\n## Queries\n")[1].split("\n## ")[0]
@@ -37,15 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         }
         for name, answer in problems.items()
     ]
-    io.write_table(data / "prompts.parquet", rows, "prompts")
+    write_table(data / "prompts.parquet", rows, "prompts")
     texts = ["It is 12", "12", "so 7. so 7. so 7.", "7", "1\n2", r"\boxed{3}"]
     names = [name for name in problems for _ in texts]
     table = pa.table({"prompt_id": names, "completion_text": texts * len(problems)})
     pq.write_table(table, data / "completions.parquet")
     annotate(
-        params.AnnotateParams(
-            dtype="float32", device="cpu", heads={name: params.Head() for name in HEADS}
-        ),
+        AnnotateParams(dtype="float32", device="cpu", heads={name: Head() for name in HEADS}),
         prompts=data / "prompts.parquet",
         rollouts=data / "completions.parquet",
         model=tiny_model,

@@ -12,11 +12,11 @@ import torch
 from conftest import write_tiny_model
 from test_train import annotated_rows, pipeline_params
 
-from entrograd import io
 from entrograd.errors import InputError
-from entrograd.methods import METHODS, recipe
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import METHODS, recipe
 from entrograd.models.load import load_model
-from entrograd.params import MethodParams, referenced_files
+from entrograd.storage.tables import write_table
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
 from entrograd.train.reference import load_reference
@@ -88,12 +88,12 @@ class TestReference:
 
 class TestOffline:
     def train(self, tmp_path: Path, model: Path, reference: Path | None, method: Any) -> Any:
-        io.write_table(tmp_path / "t.parquet", annotated_rows(), "annotated")
+        write_table(tmp_path / "t.parquet", annotated_rows(), "annotated")
         params = pipeline_params(
             method=method,
             train_offline={
                 "epochs": 1,
-                "groups_per_step": 2,
+                "prompts_per_update": 2,
                 "reference": str(reference) if reference else None,
             },
         )
@@ -158,12 +158,12 @@ class TestOnline:
             }
             for i in range(2)
         ]
-        io.write_table(tmp_path / "prompts.parquet", prompts, "prompts")
+        write_table(tmp_path / "prompts.parquet", prompts, "prompts")
         params = pipeline_params(
             rollout={"group_size": 4, "sampling": {"max_new_tokens": 2}},
             train_online={
-                "steps": 2,
-                "prompts_per_step": 2,
+                "rounds": 2,
+                "prompts_per_round": 2,
                 "reference": str(reference) if reference else None,
             },
             method=method,
@@ -193,8 +193,8 @@ class TestOnline:
 
 def test_the_reference_is_an_input_of_its_stage() -> None:
     params = pipeline_params(train_offline={"reference": "models/base"}, method={"name": "grpo"})
-    assert referenced_files(params.train_offline) == ["models/base"]
-    assert referenced_files(params.train_online) == []
+    assert params.train_offline.files() == ["models/base"]
+    assert params.train_online.files() == []
 
 
 def test_a_choice_needs_what_it_reads_and_no_more() -> None:
@@ -205,6 +205,7 @@ def test_a_choice_needs_what_it_reads_and_no_more() -> None:
         ({"name": "seed_grpo", "modulation": "none"}, set()),
         ({"name": "grpo", "reward": "empo"}, {"cluster_id"}),
     ):
-        assert recipe(MethodParams.model_validate(choices)).needs == needs
-    assert all(recipe(MethodParams(name=name)).needs == m.needs for name, m in METHODS.items()
-               if not m.needs_for)  # fmt: skip
+        assert recipe(MethodParams.model_validate(choices)).required_columns == needs
+    for name, method in METHODS.items():
+        if not method.needs_for:
+            assert recipe(MethodParams(name=name)).required_columns == method.required_columns

@@ -18,10 +18,14 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from entrograd import io, params
 from entrograd.errors import InputError
+from entrograd.params import check
+from entrograd.pipeline.rules import read
+from entrograd.pipeline.sections import Params
 from entrograd.report import curves, plots, samples, settings, tables
 from entrograd.report.browser import Inputs, report
+from entrograd.storage.files import read_json, write_csv, write_json
+from entrograd.storage.tables import shard_name, write_manifest, write_table
 
 SUMMARY = {
     "base": {"n": 4, "accuracy": 0.25, "ci_low": 0.05, "ci_high": 0.70},
@@ -59,15 +63,15 @@ def sample(model: str, problem: int, reward: float, text: str = "4", **more: Any
 @pytest.fixture
 def files(tmp_path: Path) -> Inputs:
     """A small run's files: p0 fixed, p1 broken, p2 still wrong, p3 fixed."""
-    io.write_json(tmp_path / "summary.json", SUMMARY)
+    write_json(tmp_path / "summary.json", SUMMARY)
     rewards = {"base": (0, 1, 0, 0), "offline": (1, 1, 0, 0), "online": (1, 0, 0, 1)}
     for index, (model, row) in enumerate(rewards.items()):
         rows = [
             sample(model, i, float(reward), SCRIPT if i == 2 else "" if i == 1 else "4")
             for i, reward in enumerate(row)
         ]
-        io.write_table(tmp_path / "samples" / io.shard_name(index), rows, "samples")
-    io.write_manifest(tmp_path / "samples")
+        write_table(tmp_path / "samples" / shard_name(index), rows, "samples")
+    write_manifest(tmp_path / "samples")
     return Inputs(tmp_path / "summary.json", tmp_path / "samples")
 
 
@@ -87,10 +91,10 @@ def all_files(files: Inputs, tmp_path: Path) -> Inputs:
         },
         "differences": {},
     }
-    io.write_json(tmp_path / "benchmarks.json", {"aime24": entry})
-    curve = [{"step": i + 1, "loss": 0.1 * i, "entropy_mean": 1.0 / (i + 1)} for i in range(30)]
-    io.write_csv(tmp_path / "offline.csv", curve[:3])
-    io.write_csv(tmp_path / "online.csv", [{**row, "reward_mean": 0.5} for row in curve])
+    write_json(tmp_path / "benchmarks.json", {"aime24": entry})
+    curve = [{"update": i + 1, "loss": 0.1 * i, "entropy_mean": 1.0 / (i + 1)} for i in range(30)]
+    write_csv(tmp_path / "offline.csv", curve[:3])
+    write_csv(tmp_path / "online.csv", [{**row, "reward_mean": 0.5} for row in curve])
     groups = [
         {
             "prompt_id": f"p{i}",
@@ -104,9 +108,9 @@ def all_files(files: Inputs, tmp_path: Path) -> Inputs:
         }
         for i in range(9)
     ]
-    io.write_table(tmp_path / "groups.parquet", groups, "groups")
-    io.write_json(tmp_path / "prepare.json", PREPARED)
-    io.write_json(
+    write_table(tmp_path / "groups.parquet", groups, "groups")
+    write_json(tmp_path / "prepare.json", PREPARED)
+    write_json(
         tmp_path / "annotate.json",
         {"groups": 9, "status": {"timeout": 0.25, "ok": 0.75, "error": 0.0}},
     )
@@ -115,10 +119,10 @@ def all_files(files: Inputs, tmp_path: Path) -> Inputs:
     return Inputs(files.summary, files.samples, *paths)
 
 
-def settings_of(**sections: Any) -> params.Params:
+def settings_of(**sections: Any) -> Params:
     """A run's parameters, `sections` instead of the project's own."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    return params.check(params.Params, {**values, **sections}, "")
+    return check(Params, {**values, **sections}, "")
 
 
 def page(inputs: Inputs, out: Path, **section: Any) -> str:
@@ -185,7 +189,7 @@ class TestPage:
         ]
 
     def test_benchmarks_alone(self, all_files: Inputs, tmp_path: Path) -> None:
-        io.write_json(tmp_path / "none.json", {})
+        write_json(tmp_path / "none.json", {})
         inputs = Inputs(tmp_path / "none.json", all_files.samples, all_files.benchmarks)
         assert Outline(page(inputs, tmp_path / "report")).headings == [
             "This run",
@@ -201,7 +205,7 @@ class TestPage:
         assert "2 + 0 &lt;i&gt;" in text
 
     def test_names_in_figures_are_escaped(self, files: Inputs, tmp_path: Path) -> None:
-        io.write_json(tmp_path / "summary.json", {"<script>x": SUMMARY["base"]})
+        write_json(tmp_path / "summary.json", {"<script>x": SUMMARY["base"]})
         text = page(files, tmp_path / "report")
         assert "<script" not in text
         assert "&lt;script&gt;x" in text
@@ -230,24 +234,24 @@ class TestPage:
         assert "Samples" not in Outline(page(files, tmp_path / "report", samples=0)).headings
 
     def test_a_summary_that_is_not_one_is_named(self, files: Inputs, tmp_path: Path) -> None:
-        io.write_json(tmp_path / "summary.json", {"base": {"accuracy": "high"}})
+        write_json(tmp_path / "summary.json", {"base": {"accuracy": "high"}})
         with pytest.raises(InputError, match=r"summary\.json: base: expected accuracy"):
             page(files, tmp_path / "report")
         assert not (tmp_path / "report").exists()
 
     def test_malformed_benchmarks_are_named(self, all_files: Inputs, tmp_path: Path) -> None:
-        io.write_json(tmp_path / "benchmarks.json", {"aime24": {"problems": 3}})
+        write_json(tmp_path / "benchmarks.json", {"aime24": {"problems": 3}})
         with pytest.raises(InputError, match=r"benchmarks\.json: aime24"):
             page(all_files, tmp_path / "report")
 
 
 class TestThisRun:
-    def rows(self, inputs: Inputs, run: params.Params) -> dict[str, tuple[str, dict[str, str]]]:
+    def rows(self, inputs: Inputs, run: Params) -> dict[str, tuple[str, dict[str, str]]]:
         found = settings.topics(run, inputs.given, {"Model": "a note"})
         return {topic.title: (topic.note, dict(topic.pairs)) for topic in found}
 
     def test_keys_and_values_are_those_of_params_yaml(self, all_files: Inputs) -> None:
-        run = params.read(ROOT / "params.yaml")
+        run = read(ROOT / "params.yaml", Params)
         rows = self.rows(all_files, run)
         assert rows["Model"][0] == "a note"
         shown = {key: value for _, pairs in rows.values() for key, value in pairs.items()}
@@ -279,14 +283,14 @@ class TestThisRun:
         )
 
     def test_a_page_without_training_claims_none(self, files: Inputs) -> None:
-        run = params.read(ROOT / "params.yaml")
+        run = read(ROOT / "params.yaml", Params)
         assert list(self.rows(files, run)) == ["Evaluation"]
         assert set(yaml.safe_load(settings.whole(run, files.given))) == {"evaluate", "report"}
 
     def test_the_whole_of_it_is_a_params_file(self, all_files: Inputs) -> None:
-        run = params.read(ROOT / "params.yaml")
+        run = read(ROOT / "params.yaml", Params)
         text = settings.whole(run, all_files.given)
-        assert params.check(params.Params, yaml.safe_load(text), "") == run
+        assert check(Params, yaml.safe_load(text), "") == run
 
     def test_a_servers_address_is_left_out(self, all_files: Inputs) -> None:
         vllm = {"url": "http://user:secret@host:8000"}
@@ -297,18 +301,16 @@ class TestThisRun:
         self, all_files: Inputs, tmp_path: Path
     ) -> None:
         numbers = {"sources": {}, "total": {"train": 2113, "heldout": 733}}
-        io.write_json(tmp_path / "prepare.json", numbers)
+        write_json(tmp_path / "prepare.json", numbers)
         for index, model in enumerate(("base", "offline", "online")):
             rows = [sample(model, 0, 1.0)]
             origin = {"model": model, "policy_version": f"{index}" * 16}
-            io.write_table(
-                all_files.samples / io.shard_name(index), rows, "samples", seed=0, **origin
-            )
-        io.write_manifest(all_files.samples)
+            write_table(all_files.samples / shard_name(index), rows, "samples", seed=0, **origin)
+        write_manifest(all_files.samples)
         text = page(all_files, tmp_path / "report")
         assert "2\u202f113 to train on, 733 held out" in text
         assert f"Weights: base {'0' * 16}, offline {'1' * 16}, online {'2' * 16}" in text
-        assert "30 optimiser steps" in text
+        assert "30 updates" in text
         assert "<span>rollout.group_size:</span> 8" in text
         assert "<span>train_online.optimizer.lr:</span> 1.0e-05" in text
 
@@ -326,7 +328,7 @@ class TestThisRun:
 class TestIntervalsWithoutWidth:
     def test_are_no_verdict_and_say_why(self, files: Inputs, tmp_path: Path) -> None:
         same = {"diff": 1.0, "ci_low": 1.0, "ci_high": 1.0}
-        io.write_json(tmp_path / "summary.json", {**SUMMARY, "online_minus_base": same})
+        write_json(tmp_path / "summary.json", {**SUMMARY, "online_minus_base": same})
         text = page(files, tmp_path / "report")
         assert text.count("+100.0 to +100.0*") == 2  # above the page, and in its table
         assert "no verdict" in text
@@ -334,9 +336,9 @@ class TestIntervalsWithoutWidth:
         assert text.count("without width") == 1
 
     def test_of_a_benchmark(self, all_files: Inputs, tmp_path: Path) -> None:
-        benchmarks = io.read_json(tmp_path / "benchmarks.json")
+        benchmarks = read_json(tmp_path / "benchmarks.json")
         benchmarks["aime24"]["models"]["base"].update(accuracy=0.0, ci_low=0.0, ci_high=0.0)
-        io.write_json(tmp_path / "benchmarks.json", benchmarks)
+        write_json(tmp_path / "benchmarks.json", benchmarks)
         text = page(all_files, tmp_path / "report")
         assert "0.0 – 0.0 %*" in text
         assert "where all 30 means or differences are equal" in text
@@ -363,9 +365,9 @@ class TestScores:
 
 class TestCurves:
     def test_reads_numbers_and_gaps(self, tmp_path: Path) -> None:
-        (tmp_path / "c.csv").write_text("step,loss,kl\n1,0.5,\n2,-1e-3,0.25\n")
+        (tmp_path / "c.csv").write_text("update,loss,kl\n1,0.5,\n2,-1e-3,0.25\n")
         columns = tables.read_curve(tmp_path / "c.csv")
-        assert columns["step"] == [1.0, 2.0]
+        assert columns["update"] == [1.0, 2.0]
         assert columns["loss"] == [0.5, -0.001]
         assert math.isnan(columns["kl"][0])
         assert columns["kl"][1] == 0.25
@@ -393,10 +395,10 @@ class TestCurves:
 
     def test_only_finite_columns_are_drawn(self) -> None:
         clipped = next(m for m in curves.METRICS if "clip_low" in m.columns)
-        columns = {"step": [1.0, 2.0], "clip_low": [math.nan] * 2, "clip_high": [0.5, math.nan]}
+        columns = {"update": [1.0, 2.0], "clip_low": [math.nan] * 2, "clip_high": [0.5, math.nan]}
         spec = curves.curve(clipped, columns, "online", "#000000")
         assert spec is not None
-        assert [(row["step"], row["raw"]) for row in spec["data"]["values"]] == [(1.0, 0.5)]
+        assert [(row["update"], row["raw"]) for row in spec["data"]["values"]] == [(1.0, 0.5)]
 
 
 class TestFigures:
@@ -460,13 +462,13 @@ def test_facts_join_nested_names() -> None:
 
 def test_reward_heads_are_shown_where_there_are_any(all_files: Inputs, tmp_path: Path) -> None:
     head = {"mean": 0.75, "entropy": 0.6931, "weight": 0.25, "ratings": {"0.5": 0.5, "1": 0.5}}
-    io.write_json(tmp_path / "h.json", {"completions": 8, "tau": 2.0, "heads": {"brevity": head}})
+    write_json(tmp_path / "h.json", {"completions": 8, "tau": 2.0, "heads": {"brevity": head}})
     text = page(replace(all_files, reward_heads=tmp_path / "h.json"), tmp_path / "report")
     assert "head · brevity · entropy" in text
     assert "0.6931" in text
     # method.encore.tau may be another
     assert "head · brevity · weight at tau 2, natural logarithm" in text
-    io.write_json(tmp_path / "h.json", {"completions": 8, "tau": 2.0, "heads": {}})
+    write_json(tmp_path / "h.json", {"completions": 8, "tau": 2.0, "heads": {}})
     assert "head ·" not in page(
         replace(all_files, reward_heads=tmp_path / "h.json"), tmp_path / "r"
     )
@@ -497,7 +499,7 @@ def test_the_page_of_dvc_plots_has_every_plot_and_loads_nothing(tmp_path: Path) 
     }
     for path, axes in named.items():
         rows = [{axes["x"]: step, axes["y"]: 0.5 / step} for step in (1, 2, 3)]
-        io.write_csv(tmp_path / path, rows)
+        write_csv(tmp_path / path, rows)
     scripts = Path(sys.executable).parent
     for command in (
         ["git", "init", "-q"],

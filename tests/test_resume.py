@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import yaml
 from chaos import command, outputs, prepare
-from conftest import ROOT
+from conftest import ROOT, only
 from test_checkpoint import Killed, stop_at
 from test_evaluate_stage import PARAMS
 
-from entrograd import io, origin, stage
 from entrograd.errors import InputError
-from entrograd.stage import Run, run_stage
+from entrograd.pipeline import fingerprint, runner
+from entrograd.pipeline.runner import Run, run_stage
+from entrograd.storage.hashing import sha256
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with parameters and a model; the tests' process is not tied to its parent
     as a stage is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(runner, "end_with_parent", lambda _: None)
     (tmp_path / "params.yaml").write_text(PARAMS)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "weights").write_text("base")
@@ -56,7 +57,7 @@ class Work:
             self.name,
             self,
             doc="d",
-            sections=(self.name,),
+            params=only(self.name),
             inputs={"model": "base", "heads": "heads.json"},
             optional=("heads",),
             outputs={"out": "out.txt"},
@@ -104,7 +105,7 @@ def give_another_input(_: pytest.MonkeyPatch) -> list[str]:
 
 
 def change_the_code(patch: pytest.MonkeyPatch) -> list[str]:
-    patch.setattr(io, "code_hash", lambda: "other")
+    patch.setattr(fingerprint, "code_hash", lambda: "other")
     return []
 
 
@@ -166,7 +167,7 @@ def test_a_run_that_fails_before_it_did_anything_leaves_nothing(
         assert work.start() == 2
         assert list(Path(".entrograd/resume").iterdir()) == []
     work.folder.mkdir()
-    (work.folder / "origin.json").write_text("{}")
+    (work.folder / "fingerprint.json").write_text("{}")
     (work.folder / ".shard-00000.parquet.12345678.tmp").touch()
     change("train_offline", seed=7)
     with caplog.at_level(logging.INFO, "entrograd"):
@@ -180,14 +181,14 @@ def test_what_changed_is_told_briefly() -> None:
     old = {"name": "grpo", "sources": [{"path": "a" * 500, "keep": 1}, {"path": "b"}]}
     new = {"name": "gtpo", "sources": [{"path": "a" * 499, "keep": 1}]}
     cut = "a" * 57 + "..."
-    assert origin.differences({**before, "params": old}, {**before, "params": new}) == [
+    assert fingerprint.differences({**before, "params": old}, {**before, "params": new}) == [
         "name grpo -> gtpo",
         f"sources.0.path {cut} -> {cut}",
         "sources.1.path b -> absent",
     ]
     many = {**before, "params": {f"p{i}": 1 for i in range(10)}}
     others = {**before, "params": {f"p{i}": 2 for i in range(10)}, "code": "d"}
-    assert origin.differences(many, others) == [
+    assert fingerprint.differences(many, others) == [
         *(f"p{i} 1 -> 2" for i in range(8)),
         "and 2 more parameters",
         "the code of entrograd",
@@ -217,7 +218,7 @@ def test_a_folder_without_work_is_named(kind: str, capsys: pytest.CaptureFixture
         Path("none").mkdir()
     assert Work().start("--resume", "none") == 2
     said = capsys.readouterr().err
-    assert "none/origin.json" in said
+    assert "none/fingerprint.json" in said
     assert "Traceback" not in said
 
 
@@ -225,7 +226,7 @@ def test_what_changes_no_result_may_change() -> None:
     """Where checkpoints are kept, where an input lies, where the output goes."""
     work = Work()
     work.start()
-    change("train_offline", checkpoint={"keep_last": 5, "max_share": 0.5})
+    change("train_offline", checkpoint={"keep_last": 5, "max_fraction": 0.5})
     Path("base").rename("moved")
     assert work.start("--resume", str(work.folder), "--model", "moved", "--out", "b.txt") == 0
     assert work.found == [0, 1]
@@ -261,9 +262,9 @@ def test_a_training_stage_goes_on_and_says_where(
     unfinished = next((folder / "killed/work").iterdir())
     with caplog.at_level(logging.INFO, "entrograd"):
         assert start(folder / "killed", "--resume", str(unfinished)) == 0
-    checkpoint = unfinished / "checkpoints" / "step-00000003"
+    checkpoint = unfinished / "checkpoints" / "update-00000003"
     assert f"continuing after update 3 ({checkpoint})" in caplog.text
     assert not unfinished.exists()
     whole = outputs(name, folder / "whole")
     for argument, path in outputs(name, folder / "killed").items():
-        assert io.sha256(path) == io.sha256(whole[argument]), argument
+        assert sha256(path) == sha256(whole[argument]), argument

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from test_annotate_stage import SETTINGS, Files
 from test_train import annotated_rows, pipeline_params
 
-from entrograd import io
 from entrograd.annotate.reward_weights import head_values, read_entropies, summarise_heads
-from entrograd.cli import main
+from entrograd.cli.main import main
 from entrograd.errors import InputError
-from entrograd.params import Head, referenced_files
+from entrograd.rewards import heads
+from entrograd.rewards.params import Head
+from entrograd.storage.files import read_json, write_json
+from entrograd.storage.tables import read_table, write_table
 from entrograd.train.batch import examples
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
-from entrograd.verify import heads
 
 POINTS = {0.0, 0.25, 0.5, 0.75, 1.0}
 
@@ -102,10 +103,8 @@ class TestUsersOwn:
         rate = heads.load({"polite": head})["polite"]
         assert (rate("thanks"), rate("please")) == (1.0, 0.0)
         # its file is an input of the stage
-        assert referenced_files(SETTINGS.model_copy(update={"heads": {"p": head}})) == [
-            "my_heads_a.py"
-        ]
-        assert referenced_files(Head(function="math:sin")) == []
+        assert SETTINGS.model_copy(update={"heads": {"p": head}}).files() == ["my_heads_a.py"]
+        assert Head(function="math:sin").files() == []
 
     @pytest.mark.parametrize(
         ("name", "head", "message"),
@@ -155,13 +154,13 @@ class TestWeights:
         for name, weight in (("format", first), ("brevity", second)):
             assert found["heads"][name]["entropy"] == pytest.approx(H[name], abs=1e-7)
             assert found["heads"][name]["weight"] == pytest.approx(weight / (first + second))
-        io.write_json(tmp_path / "h.json", found)
+        write_json(tmp_path / "h.json", found)
         assert read_entropies(tmp_path / "h.json", 6) == pytest.approx(H, abs=1e-7)
         with pytest.raises(
             InputError, match=r"h\.json: measured on 6 completions, the table has 7"
         ):
             read_entropies(tmp_path / "h.json", 7)
-        io.write_json(tmp_path / "other.json", {"completions": 3})
+        write_json(tmp_path / "other.json", {"completions": 3})
         with pytest.raises(InputError, match=r"other\.json: not the reward heads"):
             read_entropies(tmp_path / "other.json")
 
@@ -191,23 +190,23 @@ class TestStages:
         files = Files(tmp_path, tiny_model, shards=1)
         named = {"format": Head(), "short": Head(function="brevity", options={"longest": 401})}
         files.run(tmp_path / "r", settings=SETTINGS.model_copy(update={"heads": named}))
-        rows = io.read_table(tmp_path / "out/annotated", "annotated").to_pylist()
+        rows = read_table(tmp_path / "out/annotated", "annotated").to_pylist()
         # "12\n", "13\n", "12.0\n7 + 5", "no\n": one line, the answer; an answer before more
         assert [row["reward_heads"][0]["value"] for row in rows[:4]] == [1.0, 1.0, 0.5, 1.0]
         assert [head["name"] for head in rows[0]["reward_heads"]] == ["format", "short"]
-        stored = io.read_json(tmp_path / "out/reward_heads.json")
+        stored = read_json(tmp_path / "out/reward_heads.json")
         assert stored == summarise_heads([rows])
         assert stored["heads"]["short"]["entropy"] == 0.0
 
     def test_no_heads_by_default(self, tiny_model: Path, tmp_path: Path) -> None:
         files = Files(tmp_path, tiny_model, shards=1)
         files.run(tmp_path / "r")
-        rows = io.read_table(tmp_path / "out/annotated", "annotated").to_pylist()
+        rows = read_table(tmp_path / "out/annotated", "annotated").to_pylist()
         assert all(row["reward_heads"] is None for row in rows)
-        assert io.read_json(tmp_path / "out/reward_heads.json")["heads"] == {}
+        assert read_json(tmp_path / "out/reward_heads.json")["heads"] == {}
 
     def train(self, tmp_path: Path, model: Path, method: dict[str, Any], heads_file: Any) -> Any:
-        io.write_table(tmp_path / "t.parquet", RATED, "annotated")
+        write_table(tmp_path / "t.parquet", RATED, "annotated")
         params = pipeline_params(method=method)
         train_offline(
             params.train_offline,
@@ -224,7 +223,7 @@ class TestStages:
     def test_offline_encore_reads_the_stored_entropies(
         self, tiny_model: Path, tmp_path: Path
     ) -> None:
-        io.write_json(tmp_path / "h.json", summarise_heads([RATED[:2], RATED[2:]]))
+        write_json(tmp_path / "h.json", summarise_heads([RATED[:2], RATED[2:]]))
         read = self.train(tmp_path, tiny_model, {"name": "encore"}, tmp_path / "h.json")
         measured = self.train(tmp_path, tiny_model, {"name": "encore"}, None)
         assert read == measured
@@ -234,7 +233,7 @@ class TestStages:
         assert row["weight_format"] + row["weight_brevity"] == pytest.approx(1)
 
     def test_offline_without_heads_is_refused(self, tiny_model: Path, tmp_path: Path) -> None:
-        io.write_table(tmp_path / "t.parquet", annotated_rows(), "annotated")
+        write_table(tmp_path / "t.parquet", annotated_rows(), "annotated")
         params = pipeline_params(method={"name": "encore"})
         paths = [tiny_model, tmp_path / "t.parquet", *(tmp_path / n for n in ("o", "c.csv", "w"))]
         with pytest.raises(InputError, match="row 0: reward_heads is empty and method encore"):
@@ -268,17 +267,17 @@ class TestStages:
             }
             for i in range(2)
         ]
-        io.write_table(tmp_path / "prompts.parquet", prompts, "prompts")
+        write_table(tmp_path / "prompts.parquet", prompts, "prompts")
         params = pipeline_params(
             rollout={"group_size": 4, "sampling": {"max_new_tokens": 5}},
             annotate={"heads": {"format": {}, "brevity": {"options": {"target": 1, "longest": 6}}}},
-            train_online={"steps": 2, "prompts_per_step": 2},
+            train_online={"rounds": 2, "prompts_per_round": 2},
             method={"name": "encore", "encore": {"entropies": {"format": 0.0, "brevity": 1.0}}},
         )
         (tmp_path / "work").mkdir()
         out = [tmp_path / name for name in ("model", "rounds", "curve.csv", "work")]
         train_online(params, tiny_model, tmp_path / "prompts.parquet", *out)
-        rows = io.read_table(tmp_path / "rounds", "annotated").to_pylist()
+        rows = read_table(tmp_path / "rounds", "annotated").to_pylist()
         assert [head["name"] for head in rows[0]["reward_heads"]] == ["format", "brevity"]
         rates = heads.load(params.annotate.heads)
         for row in rows:

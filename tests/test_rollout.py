@@ -15,16 +15,17 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.params import RolloutParams, Sampling, VllmParams
 from entrograd.rollout.engine import Completion, EngineError, Request
 from entrograd.rollout.engines import known_context
+from entrograd.rollout.params import RolloutParams, Sampling, VllmParams
 from entrograd.rollout.rollout import rollout, training_prompts
 from entrograd.rollout.sampler import draw, filter_logits, uniforms
 from entrograd.rollout.transformers_engine import TransformersEngine
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import provenance, read_table, shard_name, write_table
 
 
 def requests(count: int, samples: int = 2, seed: int = 0) -> list[Request]:
@@ -269,7 +270,7 @@ def prompts_table(path: Path, count: int, split: str = "train") -> Path:
         }
         for i in range(count)
     ]
-    io.write_table(path, rows, "prompts")
+    write_table(path, rows, "prompts")
     return path
 
 
@@ -283,11 +284,11 @@ class TestStage:
         (tmp_path / "work").mkdir()
         line = rollout(self.params, tiny_model, prompts, tmp_path / "out", tmp_path / "work")
         assert line == "10 completions of 5 prompts in 3 shards"
-        rows = io.read_table(tmp_path / "out", "rollouts").to_pylist()
+        rows = read_table(tmp_path / "out", "rollouts").to_pylist()
         assert [(r["prompt_id"], r["sample_index"]) for r in rows] == [
             (f"id{i}", s) for i in range(5) for s in range(2)
         ]
-        assert io.provenance(tmp_path / "out")["sampling"]["max_new_tokens"] == 4
+        assert provenance(tmp_path / "out")["sampling"]["max_new_tokens"] == 4
         for row in rows:
             assert len(row["sampling_logprobs"]) == len(row["completion_ids"]) > 0
 
@@ -311,12 +312,12 @@ class TestStage:
         with pytest.raises(KeyboardInterrupt):
             rollout(self.params, tiny_model, prompts, tmp_path / "b", tmp_path / "broken")
         assert not (tmp_path / "b").exists()
-        kept = (tmp_path / "broken" / io.shard_name(0)).stat().st_ino
+        kept = (tmp_path / "broken" / shard_name(0)).stat().st_ino
         line = rollout(self.params, tiny_model, prompts, tmp_path / "b", tmp_path / "broken")
         assert "1 shards kept" in line
         assert len(calls) == 4  # one, the interrupted one, the two that were missing
-        assert (tmp_path / "b" / io.shard_name(0)).stat().st_ino == kept
-        assert io.sha256(tmp_path / "a") == io.sha256(tmp_path / "b")
+        assert (tmp_path / "b" / shard_name(0)).stat().st_ino == kept
+        assert sha256(tmp_path / "a") == sha256(tmp_path / "b")
 
     @pytest.mark.parametrize(
         ("row", "message"),
@@ -334,8 +335,8 @@ class TestStage:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         path = prompts_table(tmp_path / "p.parquet", 5)
-        rows = io.read_table(path, "prompts").to_pylist()
-        io.write_table(path, [*rows[:4], {**rows[4], **row}], "prompts")
+        rows = read_table(path, "prompts").to_pylist()
+        write_table(path, [*rows[:4], {**rows[4], **row}], "prompts")
         monkeypatch.setattr("entrograd.rollout.rollout.open_engine", pytest.fail)
         with pytest.raises(InputError, match=rf"p\.parquet: {message}"):
             rollout(self.params, tiny_model, path, tmp_path / "out", tmp_path)
@@ -433,7 +434,7 @@ class TestEngineBatches:
         model, tokenizer = load_model(tiny_model, "float32", "cpu"), load_tokenizer(tiny_model)
         sampling = Sampling(max_new_tokens=6)
         want = TransformersEngine(model, tokenizer, 400).generate(requests(6), sampling, 0)
-        from entrograd.rollout.cache import RowCache
+        from entrograd.models.cpu.cache import RowCache
 
         real, most = RowCache.reserve, [4]
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from entrograd import io
 from entrograd.errors import InputError
+from entrograd.storage.tables import read_table
 
 
 def prompts(**columns: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_a_column_of_another_type_is_refused(
     path = tmp_path / "prompts.parquet"
     pq.write_table(pa.table(prompts(**{column: values})), path)
     with pytest.raises(InputError, match=rf"prompts\.parquet: column {column} is {types}"):
-        io.read_table(path, "prompts")
+        read_table(path, "prompts")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_column_of_another_type_is_refused(
     [(["1", "0"], "string, expected float"), ([True, False], "bool, expected float")],
 )
 def test_a_number_is_a_number(reward: list[Any], types: str) -> None:
-    from entrograd.schemas import validate
+    from entrograd.storage.schemas import validate
 
     groups = {
         "prompt_id": ["a", "b"],
@@ -87,7 +87,7 @@ def test_other_ways_to_hold_the_same_are_read(tmp_path: Path) -> None:
         )
     )
     pq.write_table(table, tmp_path / "prompts.parquet")
-    rows = io.read_table(tmp_path / "prompts.parquet", "prompts").to_pylist()
+    rows = read_table(tmp_path / "prompts.parquet", "prompts").to_pylist()
     assert [{key: row[key] for key in prompts()} for row in rows] == [
         dict(zip(prompts(), values, strict=True))
         for values in zip(*prompts().values(), strict=True)

@@ -11,15 +11,15 @@ import torch
 from test_train import annotated_rows
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from entrograd.methods import METHODS, recipe
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import METHODS, recipe
 from entrograd.models import forward
 from entrograd.models.load import load_model
-from entrograd.params import MethodParams
-from entrograd.params import Optimizer as OptimizerParams
 from entrograd.train import scoring as module
 from entrograd.train import step as step_module
 from entrograd.train.batch import examples
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.scoring import Scoring
 from entrograd.train.step import StepSettings, train_step
 
@@ -55,7 +55,7 @@ def rows() -> list[dict[str, Any]]:
 
 def float64_policy(path: Path) -> tuple[Any, Optimizer]:
     model = load_model(path, "float32", "cpu").to(torch.float64)
-    return model, Optimizer(model, {}, OptimizerParams(lr=1e-3), steps=5)
+    return model, Optimizer(model, {}, OptimizerParams(lr=1e-3), updates=5)
 
 
 def one_round(path: Path, method: str, budget: int, keep: bool) -> tuple[dict[str, float], Any]:

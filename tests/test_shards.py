@@ -11,15 +11,21 @@ import torch
 from shard_work import dying_annotate, dying_rollout, worker
 from test_rollout import prompts_table
 
-from entrograd import io, shards
 from entrograd.annotate import annotate as annotate_module
 from entrograd.annotate import completions
 from entrograd.annotate.annotate import annotate
+from entrograd.annotate.params import AnnotateParams
 from entrograd.errors import InputError, Unfinished
-from entrograd.params import AnnotateParams, Executor, Head, RolloutParams, Sampling, check
+from entrograd.params import check
+from entrograd.pipeline import shards
+from entrograd.pipeline.params import Executor
+from entrograd.pipeline.shards import chosen_shards, map_shards
+from entrograd.rewards.params import Head
 from entrograd.rollout import rollout as rollout_module
+from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.rollout import rollout
-from entrograd.shards import chosen_shards, map_shards
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import read_table, shard_files, write_table
 
 KINDS = ["processes", "ray"]
 
@@ -103,7 +109,7 @@ class TestRollout:
         work = folder / f"work-{name}"
         work.mkdir(exist_ok=True)
         rollout(params, model, prompts, folder / name, work, part)
-        return io.sha256(folder / name)
+        return sha256(folder / name)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_bytes_do_not_depend_on_the_executor_nor_on_a_killed_worker(
@@ -114,7 +120,7 @@ class TestRollout:
         monkeypatch.setattr(rollout_module, "shard_worker", dying_rollout)
         assert self.run(tiny_model, tmp_path, kind, kind=kind) == want
         assert (tmp_path / "died").exists()
-        assert len(io.shard_files(tmp_path / kind)) == 4
+        assert len(shard_files(tmp_path / kind)) == 4
 
     def test_parts_run_alone_and_the_last_assembles(self, tiny_model: Path, tmp_path: Path) -> None:
         want = self.run(tiny_model, tmp_path, "whole")
@@ -141,7 +147,7 @@ class TestAnnotate:
         self, model: Path, folder: Path, name: str, part: str | None = None, **executor: Any
     ) -> dict[str, str]:
         prompts = prompts_table(folder / "prompts.parquet", 7)
-        ids = io.read_table(prompts, "prompts")["prompt_id"].to_pylist()
+        ids = read_table(prompts, "prompts")["prompt_id"].to_pylist()
         rows = [
             {
                 "prompt_id": prompt,
@@ -152,7 +158,7 @@ class TestAnnotate:
             for sample in range(2)
         ]
         rollouts, out = folder / "rollouts.parquet", folder / name
-        io.write_table(rollouts, rows, "completions")
+        write_table(rollouts, rows, "completions")
         work = folder / f"work-{name}"
         work.mkdir(exist_ok=True)
         annotate(
@@ -172,7 +178,7 @@ class TestAnnotate:
             work,
             part,
         )
-        return {path.name: io.sha256(path) for path in sorted(out.iterdir())}
+        return {path.name: sha256(path) for path in sorted(out.iterdir())}
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_bytes_do_not_depend_on_the_executor_nor_on_a_killed_worker(
@@ -186,7 +192,7 @@ class TestAnnotate:
         monkeypatch.setattr(annotate_module, "shard_worker", dying_annotate)
         assert self.run(tiny_model, Path(), kind, kind=kind) == want
         assert (tmp_path / "died").exists()
-        assert len(io.shard_files(tmp_path / kind / "annotated")) == 4
+        assert len(shard_files(tmp_path / kind / "annotated")) == 4
 
     def test_parts_run_alone_and_the_last_assembles(self, tiny_model: Path, tmp_path: Path) -> None:
         want = self.run(tiny_model, tmp_path, "whole")
@@ -200,9 +206,9 @@ class TestAnnotate:
     @pytest.mark.parametrize("kind", ["inline", "processes"])
     def test_an_error_names_the_file(self, kind: str, tiny_model: Path, tmp_path: Path) -> None:
         prompts = prompts_table(tmp_path / "prompts.parquet", 1)
-        (name,) = io.read_table(prompts, "prompts")["prompt_id"].to_pylist()[:1]
+        (name,) = read_table(prompts, "prompts")["prompt_id"].to_pylist()[:1]
         row = {"prompt_id": name, "completion_text": "12", "completion_ids": [10**6]}
-        io.write_table(tmp_path / "rollouts.parquet", [row], "completions")
+        write_table(tmp_path / "rollouts.parquet", [row], "completions")
         out = tmp_path / "out"
         with pytest.raises(InputError, match=r"rollouts.parquet: .*token 1000000 is not in the vo"):
             annotate(

@@ -12,16 +12,19 @@ import torch
 import yaml
 from conftest import ROOT, online_hashes, write_prompts
 
-from entrograd import io
 from entrograd.errors import InputError, NonFiniteError
-from entrograd.methods import recipe
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import recipe
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.params import MethodParams, Params, check
-from entrograd.params import Optimizer as OptimizerParams
+from entrograd.params import check
+from entrograd.pipeline.sections import Params
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import read_table, shard_name, write_manifest, write_table
 from entrograd.train.batch import examples, micro_batches
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.rounds import PromptOrder, round_seed
 from entrograd.train.setup import Policy
 from entrograd.train.step import StepSettings, train_step
@@ -58,7 +61,7 @@ def annotated_rows() -> list[dict[str, Any]]:
 
 
 def policy(path: Path, **options: Any) -> Policy:
-    return Policy(path, "float32", "cpu", OptimizerParams(**options), steps=10)
+    return Policy(path, "float32", "cpu", OptimizerParams(**options), updates=10)
 
 
 class TestOptimizer:
@@ -66,16 +69,16 @@ class TestOptimizer:
         model = torch.nn.Linear(1, 1)
 
         def rates(**options: Any) -> list[float]:
-            optimizer = Optimizer(model, {}, OptimizerParams(lr=1.0, **options), steps=6)
+            optimizer = Optimizer(model, {}, OptimizerParams(lr=1.0, **options), updates=6)
             seen = []
             for done in range(6):
                 optimizer.done = done
                 seen.append(optimizer.learning_rate())
             return seen
 
-        assert rates(warmup_steps=2) == [0.5, 1, 1, 1, 1, 1]
+        assert rates(warmup_updates=2) == [0.5, 1, 1, 1, 1, 1]
         # after two warm-up steps four remain: 1 - 0/4, 1 - 1/4, ...
-        assert rates(warmup_steps=2, schedule="linear") == [0.5, 1, 1, 0.75, 0.5, 0.25]
+        assert rates(warmup_updates=2, schedule="linear") == [0.5, 1, 1, 0.75, 0.5, 0.25]
         cosine = rates(schedule="cosine")
         assert cosine == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(6)])
 
@@ -84,7 +87,7 @@ class TestOptimizer:
         model = torch.nn.ParameterList([weight])
         masters = {"0": torch.ones(4)}
         params = OptimizerParams(lr=1e-4, max_grad_norm=100.0)
-        optimizer = Optimizer(model, masters, params, steps=100)
+        optimizer = Optimizer(model, masters, params, updates=100)
         for _ in range(100):
             weight.grad = torch.ones(4, dtype=torch.bfloat16)
             optimizer.collect()
@@ -98,7 +101,7 @@ class TestOptimizer:
         weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
         params = OptimizerParams(lr=1.0, max_grad_norm=1.0)
         optimizer = Optimizer(
-            torch.nn.ParameterList([weight]), {"0": torch.zeros(2)}, params, steps=1
+            torch.nn.ParameterList([weight]), {"0": torch.zeros(2)}, params, updates=1
         )
         for _ in range(2):
             weight.grad = torch.tensor([1.5, 2.0], dtype=torch.bfloat16)
@@ -115,7 +118,7 @@ class TestOptimizer:
 class TestPolicy:
     def test_in_bfloat16_is_the_model_read_in_bfloat16(self, tiny_model: Path) -> None:
         """Weights are rounded, rotary frequencies are not: as engines and evaluation have them."""
-        subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), steps=1).model
+        subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), updates=1).model
         read = load_model(tiny_model, "bfloat16", "cpu")
         for found, want in (
             (subject.named_parameters(), read.named_parameters()),
@@ -243,7 +246,7 @@ class TestStep:
             SETTINGS,
         )
         assert measured["loss"] == measured["grad_norm"] == 0.0
-        assert measured["zero_signal_share"] == 1.0
+        assert measured["zero_signal_fraction"] == 1.0
         assert policy_version(subject.model) == before
 
     def test_a_loss_that_is_no_number_stops_before_the_update(self, tiny_model: Path) -> None:
@@ -267,15 +270,15 @@ class TestOffline:
     def test_equal_runs_give_equal_bytes_and_a_curve(
         self, tiny_model: Path, tmp_path: Path
     ) -> None:
-        io.write_table(
-            tmp_path / "a" / io.shard_name(0),
+        write_table(
+            tmp_path / "a" / shard_name(0),
             annotated_rows(),
             "annotated",
             sampling={"temperature": 1.0, "max_new_tokens": 4},
         )
-        io.write_manifest(tmp_path / "a")
+        write_manifest(tmp_path / "a")
         params = pipeline_params(
-            train_offline={"epochs": 3, "groups_per_step": 1}, method={"name": "gtpo"}
+            train_offline={"epochs": 3, "prompts_per_update": 1}, method={"name": "gtpo"}
         )
         for name in ("one", "two"):
             line = train_offline(
@@ -287,13 +290,13 @@ class TestOffline:
                 tmp_path / f"{name}.csv",
                 tmp_path / f"work-{name}",
             )
-            assert line == "6 steps of gtpo over 2 groups, 3 epochs"
-        assert io.sha256(tmp_path / "one") == io.sha256(tmp_path / "two")
-        assert io.sha256(tmp_path / "one") != io.sha256(tiny_model)
+            assert line == "6 updates of gtpo over 2 groups, 3 epochs"
+        assert sha256(tmp_path / "one") == sha256(tmp_path / "two")
+        assert sha256(tmp_path / "one") != sha256(tiny_model)
         assert load_tokenizer(tmp_path / "one").eos_token_id == 1
         with (tmp_path / "one.csv").open() as file:
             curve = list(csv.DictReader(file))
-        assert [row["step"] for row in curve] == ["1", "2", "3", "4", "5", "6"]
+        assert [row["update"] for row in curve] == ["1", "2", "3", "4", "5", "6"]
         assert {"loss", "grad_norm", "lr", "reward_mean", "entropy_mean"} <= set(curve[0])
 
     def test_a_column_the_method_needs_is_checked_first(
@@ -301,7 +304,7 @@ class TestOffline:
     ) -> None:
         rows = annotated_rows()
         rows[4]["entropies"] = []
-        io.write_table(tmp_path / "t.parquet", rows, "annotated")
+        write_table(tmp_path / "t.parquet", rows, "annotated")
         params = pipeline_params(method={"name": "gtpo"})
         with pytest.raises(InputError, match=r"t.parquet: row 4: entropies is empty .* gtpo"):
             train_offline(
@@ -333,12 +336,12 @@ class TestOnline:
         """One that these two steps may not even draw; the weights are not loaded."""
         prompts = tmp_path / "prompts.parquet"
         write_prompts(prompts, 8)
-        rows = io.read_table(prompts, "prompts").to_pylist()
-        io.write_table(prompts, [*rows, {**rows[0], "prompt_text": "1" * 255}], "prompts")
+        rows = read_table(prompts, "prompts").to_pylist()
+        write_table(prompts, [*rows, {**rows[0], "prompt_text": "1" * 255}], "prompts")
         monkeypatch.setattr("entrograd.train.online.Policy", pytest.fail)
         params = pipeline_params(
             rollout={"sampling": {"max_new_tokens": 2}},
-            train_online={"steps": 2, "prompts_per_step": 2},
+            train_online={"rounds": 2, "prompts_per_round": 2},
         )
         with pytest.raises(InputError, match=r"prompts\.parquet: prompt id0: 255 tokens and 2 new"):
             online_hashes(params, tiny_model, tmp_path, "a")
@@ -356,12 +359,12 @@ class TestOnline:
             }
             for i in range(8)
         ]
-        io.write_table(tmp_path / "prompts.parquet", rows, "prompts")
+        write_table(tmp_path / "prompts.parquet", rows, "prompts")
         params = pipeline_params(
             rollout={"group_size": 16, "sampling": {"max_new_tokens": 1}},
             train_online={
-                "steps": 40,
-                "prompts_per_step": 8,
+                "rounds": 40,
+                "prompts_per_round": 8,
                 "optimizer": {"lr": 0.01},
             },
             method={"name": "grpo"},
@@ -379,14 +382,14 @@ class TestOnline:
                 tmp_path / f"work-{name}",
             )
             results.append(
-                [io.sha256(tmp_path / part) for part in (name, f"rounds-{name}", f"{name}.csv")]
+                [sha256(tmp_path / part) for part in (name, f"rounds-{name}", f"{name}.csv")]
             )
         assert results[0] == results[1]
         with (tmp_path / "a.csv").open() as file:
             rewards = [float(row["reward_mean"]) for row in csv.DictReader(file)]
         assert rewards[0] < 0.2
         assert sum(rewards[-5:]) / 5 > 0.8
-        rounds = io.read_table(tmp_path / "rounds-a", "annotated")
+        rounds = read_table(tmp_path / "rounds-a", "annotated")
         assert rounds.num_rows == 40 * 8 * 16
         versions = rounds.column("policy_version").to_pylist()
         assert versions[0] == policy_version(load_model(tiny_model, "float32", "cpu"))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from entrograd import params
-from entrograd.verify.grade import Grader
+from entrograd.rewards.params import GraderParams
+from entrograd.rewards.verify.grade import Grader
 
 AGAINST = int(os.environ.get("AGAINST", "2"))
 SUITE = ("aime24", "amc23", "math500", "minerva", "olympiadbench")
@@ -66,7 +66,7 @@ def exact(text: str) -> Fraction | str:
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader(params.Grader()) as opened:
+    with Grader(GraderParams()) as opened:
         yield opened
 
 

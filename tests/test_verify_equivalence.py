@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from entrograd.verify.equivalence import canonical, settle
+from entrograd.rewards.verify.equivalence import canonical, settle
 
 
 def settled(gold: str, answer: str) -> bool | None:

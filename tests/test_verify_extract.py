@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from entrograd.verify.extract import MAX_ANSWER, extract, trim
+from entrograd.rewards.verify.extract import MAX_ANSWER, extract, trim
 
 
 @pytest.mark.parametrize(

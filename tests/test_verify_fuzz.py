@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from hostile import hostile
 
-from entrograd import params
-from entrograd.verify.equivalence import canonical
-from entrograd.verify.extract import extract
-from entrograd.verify.grade import STATUSES, Grade, Grader, Item
+from entrograd.rewards.params import GraderParams
+from entrograd.rewards.verify.equivalence import canonical
+from entrograd.rewards.verify.extract import extract
+from entrograd.rewards.verify.grade import STATUSES, Grade, Grader, Item
 
 COUNT = int(os.environ.get("FUZZ", "200"))
-LIMIT = params.Grader(workers=2, timeout_seconds=0.2, memory_mb=1024)
+LIMIT = GraderParams(workers=2, timeout_seconds=0.2, memory_mb=1024)
 GOLDS = (
     *(r"\frac{\pi}{2}", "x^2+1", r"[0, \infty)", r"\{7, 11\}", "(3, -4)", "east", "31.7 km", "A"),
     *(r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "y = 3x - 8", "x < 13", r"17\%", "-52"),

@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from imports import ROOT
+from conftest import ROOT
 
-from entrograd import params
 from entrograd.errors import InputError
-from entrograd.executor import HardLimitPool, WorkerStartError
-from entrograd.verify.grade import Grade, Grader, Item
+from entrograd.rewards.params import GraderParams
+from entrograd.rewards.sandbox import HardLimitPool, WorkerStartError
+from entrograd.rewards.verify.grade import Grade, Grader, Item
 
 TOWER = r"\boxed{\sum_{n=1}^{100000} n^{n}}"
 
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader(params.Grader(workers=1, timeout_seconds=1.0)) as opened:
+    with Grader(GraderParams(workers=1, timeout_seconds=1.0)) as opened:
         yield opened
 
 
@@ -101,13 +101,13 @@ def test_plain_answers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    with Grader(params.Grader()) as lazy:
+    with Grader(GraderParams()) as lazy:
         assert lazy.grade([box("12", "12"), box("12", "x = 13")])[0].reward == 1.0
 
 
 def test_the_worker_imports_no_torch() -> None:
     code = (
-        "import sys, entrograd.verify.worker, math_verify;"
+        "import sys, entrograd.rewards.verify.worker, math_verify;"
         "print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -118,7 +118,7 @@ def test_the_worker_imports_no_torch() -> None:
 
 WORKER = """
 import os, sys, time
-from entrograd.executor import serve
+from entrograd.rewards.sandbox import serve
 
 counted = []
 
@@ -223,7 +223,7 @@ def test_hostile_answers_neither_hang_nor_crash_nor_run(
         for i, text in enumerate(hostile(250))
     ]
     items.append(Item(("x^2+1",), r"\boxed{1+x^2}", "stop"))
-    with Grader(params.Grader(workers=1, timeout_seconds=0.3, memory_mb=1024)) as limited:
+    with Grader(GraderParams(workers=1, timeout_seconds=0.3, memory_mb=1024)) as limited:
         grades = limited.grade(items)
     assert grades[-1] == Grade(1.0, "ok", "1+x^2", "boxed")
     assert sum(grade.reward for grade in grades[:-1]) == 0

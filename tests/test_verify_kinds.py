@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrograd import params
-from entrograd.verify.equivalence import canonical, settle
-from entrograd.verify.grade import Grader
-from entrograd.verify.units import parse_unit
+from entrograd.rewards.params import GraderParams
+from entrograd.rewards.verify.equivalence import canonical, settle
+from entrograd.rewards.verify.grade import Grader
+from entrograd.rewards.verify.units import parse_unit
 
 EQUAL = {
     "units": [
@@ -315,7 +315,7 @@ DIFFERENT = {
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader(params.Grader(workers=1)) as opened:
+    with Grader(GraderParams(workers=1)) as opened:
         yield opened
 
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from entrograd import cli, params
+from entrograd.cli import main as cli
 from entrograd.errors import InputError
-from entrograd.verify.grade import Grader, Item
-from entrograd.verify.rows import grade_file
+from entrograd.rewards.params import GraderParams
+from entrograd.rewards.verify.grade import Grader, Item
+from entrograd.rewards.verify.rows import grade_file
 
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader(params.Grader(workers=1)) as opened:
+    with Grader(GraderParams(workers=1)) as opened:
         yield opened
 
 
@@ -60,15 +61,15 @@ def test_the_order_of_rules_is_a_parameter(tmp_path: Path) -> None:
         (["last", "boxed"], (0.0, "6", "last")),
         (["anchor"], (0.0, None, None)),
     ):
-        with Grader(params.Grader.model_validate({"extraction": rules})) as chosen:
+        with Grader(GraderParams.model_validate({"extraction": rules})) as chosen:
             (row,) = grade_file(file, chosen)
         assert (row["reward"], row["extracted"], row["extraction_rule"]) == expected
 
 
 def test_the_rules_of_params_are_the_rules_there_are() -> None:
-    from entrograd.verify.extract import RULES
+    from entrograd.rewards.verify.extract import RULES
 
-    assert params.Grader().extraction == list(RULES)
+    assert GraderParams().extraction == list(RULES)
 
 
 def test_the_command_reads_the_grader_of_a_params_file(
@@ -131,7 +132,7 @@ def test_memory_does_not_grow_with_the_file(grader: Grader, tmp_path: Path) -> N
 
 
 def test_remembered_pairs_are_bounded(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entrograd.verify.grade._KNOWN", 3)
+    monkeypatch.setattr("entrograd.rewards.verify.grade._KNOWN", 3)
     items = [Item((f"x+{i}",), f"\\boxed{{{i}+x}}", "stop") for i in range(6)]
     assert [grade.reward for grade in grader.grade(items)] == [1.0] * 6
     assert len(grader._known) == 3
@@ -141,7 +142,7 @@ def test_remembered_pairs_are_bounded(grader: Grader, monkeypatch: pytest.Monkey
 def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     rows = [{"answer": "1", "completion": "1" * 100}] * 5000
     file = write(tmp_path / "f.jsonl", *rows)
-    command = f"{sys.executable} -m entrograd.cli grade {file} | head -n 1"
+    command = f"{sys.executable} -m entrograd.cli.main grade {file} | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["reward"] == 0.0
     assert done.stderr == ""

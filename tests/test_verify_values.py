@@ -18,10 +18,10 @@ from latex2sympy2_extended.sets import FiniteSet as AnySet
 from math_verify import parse, verify
 from math_verify.grader import is_equation, take_last_relation
 
-from entrograd.verify.equivalence import canonical, settle
-from entrograd.verify.latex import point
-from entrograd.verify.values import apart, read_values
-from entrograd.verify.worker import _parser
+from entrograd.rewards.verify.equivalence import canonical, settle
+from entrograd.rewards.verify.latex import point
+from entrograd.rewards.verify.values import apart, read_values
+from entrograd.rewards.verify.worker import _parser
 
 SUITE = ("aime24", "amc23", "math500", "minerva", "olympiadbench")
 # math-verify makes infinity of the minus 1 here, and words of these symbols.
@@ -61,7 +61,7 @@ def parts(found: Any) -> list[Any]:
 
 
 def value(expression: Any) -> complex:
-    """At the point that entrograd.verify.latex describes: i is the imaginary unit, f(x) is f x."""
+    """At the point that verify/latex.py describes: i is the imaginary unit, f(x) is f x."""
     functions = expression.atoms(sympy.core.function.AppliedUndef)
     named = {f: sympy.Symbol(f.func.__name__.strip("\\").lower()) * f.args[0] for f in functions}
     expression = expression.subs(named)

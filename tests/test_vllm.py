@@ -21,14 +21,15 @@ import requests as http
 import torch
 from conftest import write_tiny_model
 
-from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.params import RolloutParams, Sampling, check
+from entrograd.params import check
 from entrograd.rollout.engine import Completion, EngineError, Request
+from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.sampler import filter_logits
 from entrograd.rollout.transformers_engine import TransformersEngine
+from entrograd.storage.tables import provenance, read_table, write_table
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed", allow_module_level=True)
@@ -286,7 +287,7 @@ def test_online_steps_sample_from_the_weights_just_trained(
         }
         for i in range(8)
     ]
-    io.write_table(tmp_path / "prompts.parquet", rows, "prompts")
+    write_table(tmp_path / "prompts.parquet", rows, "prompts")
     chosen = pipeline_params(
         rollout={
             "engine": engine,
@@ -295,26 +296,29 @@ def test_online_steps_sample_from_the_weights_just_trained(
             "sampling": {"max_new_tokens": 1},
         },
         train_online={
-            "steps": 3,
-            "prompts_per_step": 8,
+            "rounds": 3,
+            "prompts_per_round": 8,
             "optimizer": {"lr": 0.01},
-            "overlap": overlap,
+            "prefetch": overlap,
         },
-        method={"name": "grpo", "grpo": {"correction": "truncated" if overlap else "none"}},
+        method={
+            "name": "grpo",
+            "grpo": {"importance_sampling": "truncated" if overlap else "none"},
+        },
     )
     (tmp_path / "work").mkdir()
     out, rounds, curve = tmp_path / "out", tmp_path / "rounds", tmp_path / "curve.csv"
     train_online(
         chosen, folder, tmp_path / "prompts.parquet", out, rounds, curve, tmp_path / "work"
     )
-    drawn = io.read_table(rounds, "annotated").to_pylist()
+    drawn = read_table(rounds, "annotated").to_pylist()
     versions = [row["policy_version"] for row in drawn]
     assert versions[0] == policy_version(load_model(folder, "float32", "cpu"))
     assert len(set(versions)) == (2 if overlap else 3)
     gaps = [abs(row["sampling_logprobs"][0] - row["old_logprobs"][0]) for row in drawn]
     assert max(gaps[: 8 * 16]) < GAP
     assert (max(gaps[8 * 16 :]) < GAP) != overlap
-    assert io.provenance(rounds)["engine"] == engine
+    assert provenance(rounds)["engine"] == engine
 
 
 @pytest.mark.parametrize("engine", [InProcessVllm, VllmServer])
@@ -329,7 +333,8 @@ import sys
 import time
 from pathlib import Path
 
-from entrograd.params import RolloutParams, check
+from entrograd.params import check
+from entrograd.rollout.params import RolloutParams
 from entrograd.rollout.engines import open_engine
 
 if __name__ == "__main__":

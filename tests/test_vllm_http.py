@@ -23,17 +23,19 @@ import torch
 import yaml
 from conftest import ROOT, write_prompts
 
-from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, policy_version
-from entrograd.params import RolloutParams, Sampling, check
+from entrograd.params import check
 from entrograd.rollout import vllm_server
 from entrograd.rollout.engine import EngineError, Request
 from entrograd.rollout.engines import check_processes
+from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.vllm_base import request_seed
 from entrograd.rollout.vllm_server import VllmServer
 from entrograd.rollout.vllm_settings import flags_of
+from entrograd.storage.hashing import sha256
+from entrograd.storage.tables import read_table
 
 SAMPLING = Sampling(max_new_tokens=4)
 
@@ -363,8 +365,8 @@ class OnlineStage:
         self.params["rollout"].update(engine="vllm_server", group_size=8, dtype="float32")
         self.params["rollout"]["vllm"] = {"url": f"http://127.0.0.1:{server.port}"}
         self.params["rollout"]["sampling"].update(max_new_tokens=3)
-        self.params["method"] = {"name": "grpo", "grpo": {"correction": "truncated"}}
-        self.set(steps=3, prompts_per_step=4, dtype="float32", optimizer={"lr": 0.001})
+        self.params["method"] = {"name": "grpo", "grpo": {"importance_sampling": "truncated"}}
+        self.set(rounds=3, prompts_per_round=4, dtype="float32", optimizer={"lr": 0.001})
         write_prompts(folder / "prompts.parquet", 8)
 
     def set(self, **online: Any) -> None:
@@ -437,7 +439,7 @@ class TestSeveralProcesses:
             said, code = stage.run(name, command)
             assert code == 0, said
             assert server.loads == 4  # the first weights and three updates, whoever trains
-        one, two = (io.read_table(stage.folder / n / "rounds", "annotated") for n in ("one", "two"))
+        one, two = (read_table(stage.folder / n / "rounds", "annotated") for n in ("one", "two"))
         for column in ("prompt_id", "sample_index", "completion_ids", "reward"):
             assert one[column].to_pylist() == two[column].to_pylist()
         assert len(set(two["policy_version"].to_pylist())) > 1
@@ -448,7 +450,7 @@ def test_overlapped_training_killed_while_it_draws_ends_with_the_same_bytes(
 ) -> None:
     """SIGKILL at the 16th of 32 completions of the third round, drawn beside the second's update;
     at the start of it (a check of the server) and in the first round 8 and 32 are drawn."""
-    stage.set(overlap=True, checkpoint={"max_share": 1.0})
+    stage.set(prefetch=True, checkpoint={"max_fraction": 1.0})
     said, code = stage.run("whole", [sys.executable])
     assert code == 0, said
     server.drawn.clear()
@@ -469,7 +471,7 @@ def test_overlapped_training_killed_while_it_draws_ends_with_the_same_bytes(
     assert "continuing after update 1" in said
     for output in ("model", "rounds", "curve.csv"):
         whole, killed = (stage.folder / name / output for name in ("whole", "killed"))
-        assert io.sha256(whole) == io.sha256(killed), output
+        assert sha256(whole) == sha256(killed), output
     assert not list((stage.folder / "work-killed").iterdir())
 
 

@@ -49,7 +49,7 @@ def launch(
 
 def killed_after(update: int, children: list[int], place: Path) -> None:
     """SIGKILL the processes once the checkpoint after `update` is there."""
-    while not list(place.glob(f"work/*/checkpoints/step-{update:08d}/manifest.json")):
+    while not list(place.glob(f"work/*/checkpoints/update-{update:08d}/manifest.json")):
         time.sleep(0.002)
     for child in children:
         os.kill(child, signal.SIGKILL)

@@ -22,13 +22,14 @@ sys.path.insert(0, str(FOLDER.parent))  # run as a script, too
 
 from conftest import write_tiny_model  # noqa: E402
 
-from entrograd.methods import METHODS, recipe  # noqa: E402
 from entrograd.methods.base import Recipe  # noqa: E402
+from entrograd.methods.params import MethodParams  # noqa: E402
+from entrograd.methods.registry import METHODS, recipe  # noqa: E402
 from entrograd.models.load import load_model  # noqa: E402
-from entrograd.params import MethodParams, check  # noqa: E402
-from entrograd.params import Optimizer as OptimizerParams  # noqa: E402
+from entrograd.params import check  # noqa: E402
 from entrograd.train.batch import Examples, examples  # noqa: E402
 from entrograd.train.optimizer import Optimizer  # noqa: E402
+from entrograd.train.params import Optimizer as OptimizerParams  # noqa: E402
 from entrograd.train.step import StepSettings, train_step  # noqa: E402
 
 UPDATES = 20

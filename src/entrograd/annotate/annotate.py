@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entrograd import io
 from entrograd.annotate.clusters import clusterer
 from entrograd.annotate.completions import (
     Piece,
@@ -29,16 +28,25 @@ from entrograd.annotate.completions import (
     plan,
 )
 from entrograd.annotate.groups import Rows, annotate_rows
+from entrograd.annotate.params import AnnotateParams
 from entrograd.annotate.reward_weights import summarise_heads
 from entrograd.annotate.summary import check_alarms, summarise
 from entrograd.annotate.token_entropy import scorer
 from entrograd.errors import InputError, Unfinished
-from entrograd.params import AnnotateParams
-from entrograd.progress import progress
-from entrograd.schemas import TABLES
-from entrograd.shards import chosen_shards, map_shards
-from entrograd.verify import heads
-from entrograd.verify.grade import Grader
+from entrograd.pipeline.progress import progress
+from entrograd.pipeline.shards import chosen_shards, map_shards
+from entrograd.rewards import heads
+from entrograd.rewards.verify.grade import Grader
+from entrograd.storage.files import write_json
+from entrograd.storage.schemas import TABLES
+from entrograd.storage.tables import (
+    assemble,
+    provenance,
+    read_table,
+    shard_files,
+    shard_name,
+    write_table,
+)
 
 log = logging.getLogger("entrograd")
 
@@ -64,10 +72,10 @@ def annotate(
     InputError where a prompt is unknown, a row does not fit the model, or an alarm stops the stage.
     """
     heads.load(params.heads)  # a mistake there shows before the model is loaded
-    files = io.shard_files(rollouts) if rollouts.is_dir() else [rollouts]
+    files = shard_files(rollouts) if rollouts.is_dir() else [rollouts]
     pieces = plan(files, Prompts(prompts))
-    origin = io.provenance(files[0])
-    names = [io.shard_name(index) for index in range(len(pieces))]
+    origin = provenance(files[0])
+    names = [shard_name(index) for index in range(len(pieces))]
     done, done_groups = resume / "annotated", resume / "groups"
 
     def absent() -> list[int]:
@@ -84,8 +92,8 @@ def annotate(
             with_what = {"grader": f"math-verify {version('math-verify')}", "model": shard.policy}
             noted = {**origin, "annotate": with_what}
             # The groups first: a shard of annotated rows says that both are there.
-            io.write_table(done_groups / names[index], shard.groups, "groups", **noted)
-            io.write_table(done / names[index], shard.rows, "annotated", **noted)
+            write_table(done_groups / names[index], shard.groups, "groups", **noted)
+            write_table(done / names[index], shard.rows, "annotated", **noted)
             samplers.setdefault(shard.policy, set()).update(shard.samplers)
             bar.advance(pieces[index].rows)
     _note_other_policies(samplers, rollouts)
@@ -93,11 +101,11 @@ def annotate(
         raise Unfinished(f"{len(missing)} shards computed, {len(left)} of {len(names)} left")
     values = summarise([done / shard for shard in names], [done_groups / shard for shard in names])
     check_alarms(values, params.alarms)
-    table = pa.concat_tables(io.read_table(done_groups / shard, "groups") for shard in names)
-    io.assemble(done, out, names)
-    io.write_table(groups, table, "groups", **io.provenance(done / names[0]))
-    io.write_json(summary, values)
-    io.write_json(reward_heads, summarise_heads(map(_rated, (out / s for s in names))))
+    table = pa.concat_tables(read_table(done_groups / shard, "groups") for shard in names)
+    assemble(done, out, names)
+    write_table(groups, table, "groups", **provenance(done / names[0]))
+    write_json(summary, values)
+    write_json(reward_heads, summarise_heads(map(_rated, (out / s for s in names))))
     return (
         f"{values['completions']} completions of {values['groups']} prompts, "
         f"mean reward {values['mean_reward']:.3f}, "

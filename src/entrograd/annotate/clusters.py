@@ -15,12 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from entrograd.params import AnswerClusters, ClusterParams, EmbeddingClusters, EntailmentClusters
-from entrograd.verify.equivalence import canonical
-from entrograd.verify.grade import Grader
+from entrograd.annotate.params import (
+    AnswerClusters,
+    ClusterParams,
+    EmbeddingClusters,
+    EntailmentClusters,
+)
+from entrograd.rewards.verify.equivalence import canonical
+from entrograd.rewards.verify.grade import Grader
+
+if TYPE_CHECKING:
+    from entrograd.annotate.encoders import Embed, Judge
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,6 @@ class Clustering:
 
 
 Clusterer = Callable[[Sequence[Group]], list[Clustering]]
-# N texts -> [N, D] of unit length.
-Embed = Callable[[Sequence[str]], np.ndarray]
-# (premise, hypothesis) pairs -> how much each premise says its hypothesis: entailment 1,
-# neutral 0.5, contradiction 0.
-Judge = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 
 
 def clusterer(params: ClusterParams, grader: Grader, device: str) -> Clusterer:

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from entrograd import io, schemas
 from entrograd.data.prompt import encode
 from entrograd.errors import InputError
+from entrograd.storage import schemas
+from entrograd.storage.tables import read_table
 
 Rows = list[dict[str, Any]]
 
@@ -38,7 +39,7 @@ class Prompts(Mapping[str, dict[str, Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._table = io.read_table(path, "prompts").combine_chunks()
+        self._table = read_table(path, "prompts").combine_chunks()
         self._rows = {name: row for row, name in enumerate(self._table["prompt_id"].to_pylist())}
 
     def __getitem__(self, prompt_id: str) -> dict[str, Any]:
@@ -191,6 +192,6 @@ def _columns(file: Path) -> tuple[list[str], list[int]]:
             prompt = pc.coalesce(pc.list_value_length(table["prompt_ids"]), 0)
             sizes += pc.add(tokens, prompt).to_pylist()
     except (pa.ArrowInvalid, OSError):  # reading it as a table says what is wrong
-        io.read_table(file, "completions")
+        read_table(file, "completions")
         raise
     return names, sizes

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,19 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from entrograd import io
-from entrograd.annotate.clusters import Embed, Judge
+from entrograd.annotate.params import EmbeddingClusters, EntailmentClusters
 from entrograd.errors import InputError
 from entrograd.models.load import resolve_device
 from entrograd.models.resolve import fetch
-from entrograd.params import EmbeddingClusters, EntailmentClusters
+from entrograd.storage.files import read_json
 
 log = logging.getLogger("entrograd")
+
+# N texts -> [N, D] of unit length.
+Embed = Callable[[Sequence[str]], np.ndarray]
+# (premise, hypothesis) pairs -> how much each premise says its hypothesis: entailment 1,
+# neutral 0.5, contradiction 0.
+Judge = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 
 TOKENS = 8192  # of one forward pass, padding included
 SAYS = {"entailment": 1.0, "neutral": 0.5, "contradiction": 0.0}
@@ -149,7 +154,7 @@ def _pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 def _sentence_files(folder: Path, reference: str) -> tuple[str, int]:
     """(pooling, longest text in tokens) of a model in the sentence-transformers layout."""
-    modules = io.read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
+    modules = read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise InputError(
@@ -159,7 +164,7 @@ def _sentence_files(folder: Path, reference: str) -> tuple[str, int]:
     pooling, longest = "mean", 1 << 30
     for module in modules:
         if module["type"].endswith(".Pooling"):
-            settings = io.read_json(folder / module["path"] / "config.json")
+            settings = read_json(folder / module["path"] / "config.json")
             chosen = [key for key, value in settings.items() if value is True and "_mode_" in key]
             known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
             if len(chosen) != 1 or chosen[0] not in known:
@@ -170,5 +175,5 @@ def _sentence_files(folder: Path, reference: str) -> tuple[str, int]:
             pooling = known[chosen[0]]
     limit = folder / "sentence_bert_config.json"
     if limit.exists():
-        longest = io.read_json(limit).get("max_seq_length") or longest
+        longest = read_json(limit).get("max_seq_length") or longest
     return pooling, int(longest)

@@ -7,11 +7,12 @@ from typing import Any
 
 from entrograd.annotate import semantic_entropy
 from entrograd.annotate.clusters import Clusterer, Clustering, Group
+from entrograd.annotate.params import AnnotateParams
 from entrograd.annotate.token_entropy import Score, TokenValues, name, token_values
 from entrograd.errors import InputError
-from entrograd.params import AnnotateParams
-from entrograd.verify import heads
-from entrograd.verify.grade import Grade, Grader, Item
+from entrograd.numerics.kernel_language import kernel_language
+from entrograd.rewards import heads
+from entrograd.rewards.verify.grade import Grade, Grader, Item
 
 Rows = list[dict[str, Any]]
 
@@ -121,7 +122,7 @@ def _group_row(prompt_id: str, rows: Rows, clustering: Clustering) -> dict[str, 
         "semantic_entropy_discrete": semantic_entropy.discrete(ids),
         "semantic_entropy_paper": semantic_entropy.paper(ids, ell),
         "mean_token_entropy": sum(entropies) / len(entropies),
-        "kernel_language_entropy": semantic_entropy.kernel_language(clustering.weights),
+        "kernel_language_entropy": kernel_language(clustering.weights),
     }
 
 

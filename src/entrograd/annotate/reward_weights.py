@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrograd import io
 from entrograd.errors import InputError
 from entrograd.numerics.ratings import rating_entropy, weights
+from entrograd.storage.files import read_json
 
 # ENCORE's own (arXiv 2503.20995), for weights to look at: stage annotate knows no method. Training
 # weighs the same entropies by method.encore's tau and log_base.
@@ -77,7 +77,7 @@ def summarise_heads(shards: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, 
 
 def read_entropies(path: Path, completions: int | None = None) -> dict[str, float]:
     """H_k (nats) by head from a file that `summarise_heads` made, of so many completions."""
-    data = io.read_json(path)
+    data = read_json(path)
     try:
         entropies = {name: float(head["entropy"]) for name, head in data["heads"].items()}
         counted = int(data["completions"])

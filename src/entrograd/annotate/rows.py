@@ -10,8 +10,9 @@ from typing import Any
 from entrograd.annotate import semantic_entropy
 from entrograd.annotate.clusters import Clusterer, Group
 from entrograd.errors import InputError
-from entrograd.verify.grade import Item, final_answer
-from entrograd.verify.rows import Row, batches
+from entrograd.numerics.kernel_language import kernel_language
+from entrograd.rewards.verify.grade import Item, final_answer
+from entrograd.rewards.verify.rows import Row, batches
 
 
 def cluster_file(path: Path | str, cluster: Clusterer, rules: Sequence[str]) -> Iterator[Row]:
@@ -36,7 +37,7 @@ def cluster_file(path: Path | str, cluster: Clusterer, rules: Sequence[str]) -> 
             yield row | {
                 "cluster_ids": clustering.ids,
                 "semantic_entropy": entropies,
-                "kernel_language_entropy": semantic_entropy.kernel_language(clustering.weights),
+                "kernel_language_entropy": kernel_language(clustering.weights),
             }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from entrograd.annotate.params import ChangeSegments, SegmentParams
 from entrograd.numerics.segments import change_segments, entropy_segments
-from entrograd.params import ChangeSegments, SegmentParams
 
 
 def segment_ids(entropies: Sequence[Sequence[float]], params: SegmentParams) -> list[list[int]]:

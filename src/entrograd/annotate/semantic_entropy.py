@@ -10,8 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 
 def cluster_masses(cluster_ids: Sequence[int], ell: Sequence[float]) -> dict[int, float]:
     """p_k = sum_{i in C_k} exp(ell_i) / sum_i exp(ell_i), by cluster id.
@@ -48,24 +46,3 @@ def paper(cluster_ids: Sequence[int], ell: Sequence[float]) -> float:
     masses = cluster_masses(cluster_ids, ell).values()
     smallest = 5e-324  # a mass that underflowed counts as the smallest positive number
     return -math.fsum(math.log(max(p, smallest)) for p in masses) / len(masses) + 0.0
-
-
-def heat_kernel_eigenvalues(weights: np.ndarray, t: float = 0.3) -> np.ndarray:
-    """[G] the eigenvalues, rising, of the heat kernel exp(-t L) of the answer graph scaled to unit
-    trace, L its Laplacian (arXiv 2405.20003).
-
-    `weights` [G, G] is symmetric and non-negative, 0 on the diagonal.
-    """
-    laplacian = np.diag(weights.sum(-1)) - weights
-    kernel = np.exp(-t * np.linalg.eigvalsh(laplacian))
-    return kernel[::-1] / kernel.sum()
-
-
-def kernel_language(weights: np.ndarray, t: float = 0.3) -> float:
-    """-sum_i lambda_i ln lambda_i over the eigenvalues above (kernel language entropy).
-
-    Bounded by ln G, which a graph without edges reaches; the more the completions say the same,
-    the smaller.
-    """
-    shares = heat_kernel_eigenvalues(weights, t)
-    return -math.fsum(p * math.log(p) for p in shares.tolist() if p > 0) + 0.0

@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from entrograd import io, schemas
+from entrograd.annotate.params import Alarms
 from entrograd.errors import InputError
-from entrograd.params import Alarms
-from entrograd.verify.grade import STATUSES
+from entrograd.rewards.verify.grade import STATUSES
+from entrograd.storage import schemas
+from entrograd.storage.tables import read_table
 
 log = logging.getLogger("entrograd")
 
@@ -27,8 +28,8 @@ def summarise(annotated: Sequence[Path], groups: Sequence[Path]) -> dict[str, An
     all tokens, `mean_semantic_entropy` (rao) over groups.
     """
     return _summarise(
-        (io.read_table(file, "annotated") for file in annotated),
-        (io.read_table(file, "groups") for file in groups),
+        (read_table(file, "annotated") for file in annotated),
+        (read_table(file, "groups") for file in groups),
     )
 
 

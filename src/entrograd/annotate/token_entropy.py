@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from entrograd.annotate.params import AnnotateParams
 from entrograd.errors import InputError
-from entrograd.params import AnnotateParams
 
 Row = Mapping[str, Any]
 TokenValues = tuple[list[float], list[float]]

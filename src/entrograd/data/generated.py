@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from entrograd.data.params import ReasoningGymSource
 from entrograd.errors import InputError
-from entrograd.params import ReasoningGymSource
 
 
 def generate(source: ReasoningGymSource) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from entrograd import io
+from entrograd.storage.hashing import text_hash
 
 _PLAIN = str.maketrans("\u2010\u2011\u2013\u2212\u2018\u2019", "----''")  # dashes, apostrophes
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -33,9 +33,9 @@ def normalise(text: str) -> str:
 
 def content_number(problem: str) -> float:
     """The hash of the normalised problem as a number in [0, 1): fixed for ever by its words."""
-    return int(io.text_hash(normalise(problem))[:13], 16) / 16**13
+    return int(text_hash(normalise(problem))[:13], 16) / 16**13
 
 
 def prompt_id(problem: str, answers: tuple[str, ...]) -> str:
     """16 hex digits of the sha256 of a problem and its accepted answers, as they are written."""
-    return io.text_hash(problem, *answers)[:16]
+    return text_hash(problem, *answers)[:16]

@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrograd import io
 from entrograd.data import decontaminate
 from entrograd.data.deduplicate import deduplicate
 from entrograd.data.normalise import normalise, prompt_id
+from entrograd.data.params import PrepareParams, Source
 from entrograd.data.prompt import render
 from entrograd.data.sources import Reject, Row, name_of, place, read, read_problems
 from entrograd.data.split import split
 from entrograd.errors import InputError
-from entrograd.params import PrepareParams, Source
+from entrograd.storage.files import write_json
+from entrograd.storage.tables import write_table
 
 log = logging.getLogger("entrograd")
 
@@ -39,11 +40,11 @@ def prepare(params: PrepareParams, out: Path, rejects: Path, summary: Path) -> s
     where it overlaps a benchmark or the held-out split. Rows keep the order of their sources.
 
     Returns one line on what was written. Raises InputError, with nothing written, where a source
-    can't be read, more than `max_reject_share` of the rows are rejected, or no training prompt is
-    left.
+    can't be read, more than `max_reject_fraction` of the rows are rejected, or no training prompt
+    is left.
     """
     benchmarks = {
-        name: read_problems(path) for name, path in benchmark_names(params.overlap.benchmarks)
+        name: read_problems(path) for name, path in benchmark_names(params.decontaminate.benchmarks)
     }
     rows: list[Row] = []
     turned_away: list[Reject] = []
@@ -57,22 +58,22 @@ def prepare(params: PrepareParams, out: Path, rejects: Path, summary: Path) -> s
     counts.update((reject.source, "rows") for reject in turned_away)
     rows, duplicates, conflicts = deduplicate(rows)
     turned_away += conflicts
-    _check_reject_share(turned_away, total, params.max_reject_share)
+    _check_reject_fraction(turned_away, total, params.max_reject_fraction)
 
     shown = {normalise(example.problem) for example in params.prompt.examples}
     examples = [row for row in rows if normalise(row.problem) in shown]
     rows = [row for row in rows if normalise(row.problem) not in shown]
-    heldout = [row for row in rows if split(row.problem, params.heldout_share) == "heldout"]
-    train = [row for row in rows if split(row.problem, params.heldout_share) == "train"]
+    heldout = [row for row in rows if split(row.problem, params.heldout_fraction) == "heldout"]
+    train = [row for row in rows if split(row.problem, params.heldout_fraction) == "train"]
     overlapping, report = _overlaps(train, heldout, benchmarks, params)
     kept = [row for row in train if row not in overlapping]
     if not kept:
         raise InputError(
             f"no training prompts are left of {total} rows ({len(turned_away)} rejected, "
             f"{len(duplicates)} duplicates, {len(overlapping)} overlapping, {len(heldout)} held "
-            "out); give more rows or a lower prepare.heldout_share"
+            "out); give more rows or a lower prepare.heldout_fraction"
         )
-    if params.heldout_share > 0 and not heldout:
+    if params.heldout_fraction > 0 and not heldout:
         log.warning("no prompt fell into the held-out split; give more rows")
 
     for what, group in (
@@ -86,9 +87,9 @@ def prepare(params: PrepareParams, out: Path, rejects: Path, summary: Path) -> s
         counts.update((item.source, what) for item in group)
     chosen = set(kept) | set(heldout)
     table = [_prompt(row, params) for row in rows if row in chosen]
-    io.write_table(out, table, "prompts")
-    io.write_table(rejects, [vars(reject) for reject in turned_away], "rejects")
-    io.write_json(summary, _summary(params, counts, turned_away, report))
+    write_table(out, table, "prompts")
+    write_table(rejects, [vars(reject) for reject in turned_away], "rejects")
+    write_json(summary, _summary(params, counts, turned_away, report))
     return (
         f"{len(kept)} train and {len(heldout)} heldout prompts of {total} rows; "
         f"{len(turned_away)} rejected, {len(duplicates)} duplicates, "
@@ -113,7 +114,7 @@ def _named(sources: Sequence[Source]) -> Iterator[tuple[str, Source]]:
         yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), source
 
 
-def _check_reject_share(rejects: Sequence[Reject], total: int, bound: float) -> None:
+def _check_reject_fraction(rejects: Sequence[Reject], total: int, bound: float) -> None:
     if len(rejects) <= bound * total:
         return
     reasons = Counter(reject.reason for reject in rejects).most_common(3)
@@ -122,8 +123,8 @@ def _check_reject_share(rejects: Sequence[Reject], total: int, bound: float) -> 
         first = next(reject for reject in rejects if reject.reason == reason)
         told.append(f"{reason} ({count}; {place(first)}: {first.content[:120]!r})")
     raise InputError(
-        f"{len(rejects)} of {total} rows are rejected, above prepare.max_reject_share {bound:g}: "
-        f"{'; '.join(told)}; fix the rows or raise the share"
+        f"{len(rejects)} of {total} rows are rejected, above prepare.max_reject_fraction "
+        f"{bound:g}: {'; '.join(told)}; fix the rows or raise the fraction"
     )
 
 
@@ -135,7 +136,7 @@ def _overlaps(
 ) -> tuple[set[Row], dict[str, Any]]:
     against = {**benchmarks, HELDOUT: [row.problem for row in heldout]}
     problems = [row.problem for row in train]
-    bounds = params.overlap.ngram, params.overlap.share
+    bounds = params.decontaminate.ngram, params.decontaminate.fraction
     found = decontaminate.find_overlaps(problems, against, *bounds)
     places = [place(row) for row in train]
     report = decontaminate.report(problems, against, found, *bounds, places)
@@ -146,7 +147,7 @@ def _prompt(row: Row, params: PrepareParams) -> dict[str, Any]:
     return {
         "prompt_id": prompt_id(row.problem, row.answers),
         "source": row.source,
-        "split": split(row.problem, params.heldout_share),
+        "split": split(row.problem, params.heldout_fraction),
         "problem": row.problem,
         "answers": list(row.answers),
         "level": row.level,

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from entrograd.data.params import PromptFormat
 from entrograd.errors import InputError
-from entrograd.params import PromptFormat
 
 _SLOT = re.compile(r"\{(problem|answer)\}")
 

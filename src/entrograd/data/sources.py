@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from entrograd import params
 from entrograd.data import tabular
+from entrograd.data.params import FileSource, HubSource, ReasoningGymSource, Source
 from entrograd.errors import InputError
 
 
@@ -48,14 +48,14 @@ def place(item: Row | Reject) -> str:
     return f"{item.source} {tabular.Place(item.row, item.line)}"
 
 
-def name_of(source: params.Source) -> str:
+def name_of(source: Source) -> str:
     """What the tables call a source: its task, its file's name or its name on the hub."""
-    if isinstance(source, params.ReasoningGymSource):
+    if isinstance(source, ReasoningGymSource):
         return source.task
-    return Path(source.path).name if isinstance(source, params.FileSource) else source.name
+    return Path(source.path).name if isinstance(source, FileSource) else source.name
 
 
-def read(source: params.Source, name: str | None = None) -> tuple[list[Row], list[Reject]]:
+def read(source: Source, name: str | None = None) -> tuple[list[Row], list[Reject]]:
     """All rows of a source, in its order, each kept or rejected; `name` replaces its own.
 
     Raises InputError where the source as a whole can't be read: an unknown task, a missing, empty
@@ -63,19 +63,19 @@ def read(source: params.Source, name: str | None = None) -> tuple[list[Row], lis
     """
     name = name or name_of(source)
     columns = source.problem, "answer", None
-    if isinstance(source, params.ReasoningGymSource):
+    if isinstance(source, ReasoningGymSource):
         from entrograd.data.generated import generate
 
         records: Iterable[tabular.Record] = tabular.numbered(generate(source))
     else:
         columns = source.problem, source.answer, source.level  # type: ignore[assignment]
         wanted = [column for column in columns if column is not None]
-        if isinstance(source, params.FileSource):
+        if isinstance(source, FileSource):
             records = tabular.read_records(source.path, wanted, texts=[source.problem])
         else:
             records = _hub_records(source, wanted)
         records = islice(records, source.limit)
-    keep = source.keep if isinstance(source, params.ReasoningGymSource) else None
+    keep = source.keep if isinstance(source, ReasoningGymSource) else None
     rows: list[Row] = []
     rejects: list[Reject] = []
     for at, record in records:
@@ -186,7 +186,7 @@ def _at(record: Mapping[str, Any], path: str) -> Any:
 # --- the hub ---------------------------------------------------------------------------------
 
 
-def _hub_records(source: params.HubSource, wanted: list[str]) -> tabular.Records:
+def _hub_records(source: HubSource, wanted: list[str]) -> tabular.Records:
     import datasets
 
     asked = f"{source.name}@{source.revision}, split {source.split}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from entrograd.data.normalise import content_number
 
 
-def split(problem: str, heldout_share: float) -> str:
-    """`heldout` where the problem's content number is below `heldout_share`, else `train`.
+def split(problem: str, heldout_fraction: float) -> str:
+    """`heldout` where the problem's content number is below `heldout_fraction`, else `train`.
 
     Rows added, removed or reordered never move another row; equal problems never part.
     """
-    return "heldout" if content_number(problem) < heldout_share else "train"
+    return "heldout" if content_number(problem) < heldout_fraction else "train"

@@ -9,10 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from entrograd import io, params
 from entrograd.data import sources
+from entrograd.data.params import PromptFormat
 from entrograd.data.prompt import render
 from entrograd.errors import InputError
+from entrograd.evaluate.params import Benchmark, EvaluateParams
+from entrograd.rollout.params import Sampling
+from entrograd.storage.hashing import text_hash
+from entrograd.storage.tables import read_table
 
 HELDOUT = "heldout"
 
@@ -35,9 +39,9 @@ class Task:
     name: str
     problems: tuple[Problem, ...]
     n: int
-    sampling: params.Sampling
+    sampling: Sampling
     list_sha256: str
-    prompt: params.PromptFormat | None = None
+    prompt: PromptFormat | None = None
 
     @property
     def completions(self) -> int:
@@ -48,7 +52,7 @@ class Task:
 def list_hash(problems: Sequence[tuple[str, Sequence[str]]]) -> str:
     """The sha256 of a list of (problem, accepted answers): equal for the same list in the same
     order, whatever file it came from."""
-    return io.text_hash(*(json.dumps([text, list(answers)]) for text, answers in problems))
+    return text_hash(*(json.dumps([text, list(answers)]) for text, answers in problems))
 
 
 def grader_version() -> str:
@@ -56,31 +60,29 @@ def grader_version() -> str:
     return f"math-verify {version('math-verify')}"
 
 
-def heldout(path: Path, section: params.EvaluateParams) -> Task:
+def heldout(path: Path, section: EvaluateParams) -> Task:
     """The first `heldout_problems` rows of the prompts table with split heldout, greedy.
 
     InputError where the table has fewer (or, where null, none).
     """
-    rows = [row for row in io.read_table(path, "prompts").to_pylist() if row["split"] == HELDOUT]
+    rows = [row for row in read_table(path, "prompts").to_pylist() if row["split"] == HELDOUT]
     wanted = section.heldout_problems
     if len(rows) < (wanted or 1):
         raise InputError(
             f"{path}: {len(rows)} rows with split {HELDOUT}, {wanted or 'at least 1'} wanted; "
-            "raise prepare.heldout_share, lower evaluate.heldout_problems, or give --prompts '' to "
-            "evaluate benchmarks alone"
+            "raise prepare.heldout_fraction, lower evaluate.heldout_problems, or give --prompts '' "
+            "to evaluate benchmarks alone"
         )
     problems = tuple(
         Problem(row["prompt_id"], row["problem"], tuple(row["answers"]), row)
         for row in rows[:wanted]
     )
     _check_distinct(problems, path)
-    sampling = params.Sampling(
-        temperature=0.0, max_new_tokens=section.max_new_tokens, stop=section.stop
-    )
+    sampling = Sampling(temperature=0.0, max_new_tokens=section.max_new_tokens, stop=section.stop)
     return Task(HELDOUT, problems, 1, sampling, _hash(problems))
 
 
-def benchmark_task(benchmark: params.Benchmark) -> Task:
+def benchmark_task(benchmark: Benchmark) -> Task:
     """A benchmark's problems, every row of its source or its `limit`.
 
     InputError where a row is malformed (a score over part of a list is another list's score), where

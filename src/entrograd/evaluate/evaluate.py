@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrograd import io, params
 from entrograd.data.prompt import encode
 from entrograd.errors import InputError
 from entrograd.evaluate.benchmarks import HELDOUT, Task, benchmark_task, grader_version, heldout
@@ -21,17 +20,21 @@ from entrograd.evaluate.estimators import (
     problem_means,
     wilson,
 )
+from entrograd.evaluate.params import EvaluateParams
 from entrograd.models.load import load_model, load_tokenizer
-from entrograd.progress import Progress, progress
+from entrograd.pipeline.progress import Progress, progress
+from entrograd.rewards.verify.grade import Grader, Item
 from entrograd.rollout.engine import Request
 from entrograd.rollout.transformers_engine import TransformersEngine
-from entrograd.verify.grade import Grader, Item
+from entrograd.storage.files import write_json
+from entrograd.storage.hashing import text_hash
+from entrograd.storage.tables import assemble, provenance, read_table, shard_name, write_table
 
 log = logging.getLogger("entrograd")
 
 
 def evaluate(
-    section: params.EvaluateParams,
+    section: EvaluateParams,
     models: Mapping[str, Path],
     prompts: Path | None,
     samples: Path,
@@ -57,17 +60,17 @@ def evaluate(
     if not tasks:
         raise InputError("nothing to evaluate: give --prompts, or name evaluate.benchmarks")
     shards = {
-        (model, task.name): resume / io.shard_name(index)
+        (model, task.name): resume / shard_name(index)
         for index, (model, task) in enumerate((m, t) for m in models for t in tasks)
     }
     _sample(section, models, tasks, shards)
     rewards = {key: _rewards(shard, key) for key, shard in shards.items()}
     names = list(models)
     held = tasks[0] if prompts is not None else None
-    io.assemble(resume, samples, [shard.name for shard in shards.values()])
-    io.write_json(summary, _summary(section, names, held, rewards))
+    assemble(resume, samples, [shard.name for shard in shards.values()])
+    write_json(summary, _summary(section, names, held, rewards))
     named = tasks if held is None else tasks[1:]
-    io.write_json(
+    write_json(
         benchmarks, {task.name: _benchmark(section, names, task, shards, rewards) for task in named}
     )
     first = held or tasks[0]
@@ -80,9 +83,7 @@ def evaluate(
     return f"{first.name}, {problems} problems: {', '.join(scores)}{more}"
 
 
-def score(
-    section: params.EvaluateParams, task: Task, rewards: Sequence[Sequence[float]]
-) -> Interval:
+def score(section: EvaluateParams, task: Task, rewards: Sequence[Sequence[float]]) -> Interval:
     """A model's accuracy on a task: Wilson for greedy completions, else avg@n."""
     if task.sampling.temperature == 0:
         correct = sum(samples[0] >= 1 for samples in rewards)
@@ -94,7 +95,7 @@ def score(
 
 
 def _sample(
-    section: params.EvaluateParams,
+    section: EvaluateParams,
     models: Mapping[str, Path],
     tasks: Sequence[Task],
     shards: Mapping[tuple[str, str], Path],
@@ -114,7 +115,7 @@ def _sample(
             engine = TransformersEngine(model, tokenizer, section.token_budget)
             for task in missing:
                 rows = _graded(section, name, task, engine, tokenizer, grader, bar)
-                io.write_table(
+                write_table(
                     shards[name, task.name],
                     rows,
                     "samples",
@@ -133,11 +134,11 @@ def _sample(
 def _finished(shard: Path, task: Task) -> bool:
     """Whether the shard is there, and of these very problems: a benchmark's file is named in
     params, so the resume folder's key does not know its content."""
-    return shard.exists() and io.provenance(shard).get("list_sha256") == task.list_sha256
+    return shard.exists() and provenance(shard).get("list_sha256") == task.list_sha256
 
 
 def _graded(
-    section: params.EvaluateParams,
+    section: EvaluateParams,
     model: str,
     task: Task,
     engine: TransformersEngine,
@@ -188,12 +189,12 @@ def _graded(
 def _template_hash(tokenizer: Any) -> str | None:
     """Of what turns messages into a prompt: it lies beside the weights, not in them."""
     template = getattr(tokenizer, "chat_template", None)
-    return io.text_hash(template) if isinstance(template, str) else None
+    return text_hash(template) if isinstance(template, str) else None
 
 
 def _rewards(shard: Path, key: tuple[str, str]) -> list[list[float]]:
     """The rewards of each problem's samples, problems in the list's order."""
-    table = io.read_table(shard, "samples").select(["model", "benchmark", "problem_id", "reward"])
+    table = read_table(shard, "samples").select(["model", "benchmark", "problem_id", "reward"])
     found: dict[str, list[float]] = {}
     for row in table.to_pylist():
         assert (row["model"], row["benchmark"]) == key
@@ -205,7 +206,7 @@ def _rewards(shard: Path, key: tuple[str, str]) -> list[list[float]]:
 
 
 def _summary(
-    section: params.EvaluateParams,
+    section: EvaluateParams,
     names: Sequence[str],
     held: Task | None,
     rewards: Mapping[tuple[str, str], Sequence[Sequence[float]]],
@@ -220,7 +221,7 @@ def _summary(
 
 
 def _benchmark(
-    section: params.EvaluateParams,
+    section: EvaluateParams,
     names: Sequence[str],
     task: Task,
     shards: Mapping[tuple[str, str], Path],
@@ -231,8 +232,8 @@ def _benchmark(
     models = {}
     for name in names:
         shard = shards[name, task.name]
-        statuses = io.read_table(shard, "samples").column("reward_status")
-        origin = io.provenance(shard)
+        statuses = read_table(shard, "samples").column("reward_status")
+        origin = provenance(shard)
         models[name] = {
             **_accuracy(score(section, task, rewards[name, task.name])),
             "reward_status": dict(Counter(statuses.to_pylist())),
@@ -261,7 +262,7 @@ def _accuracy(interval: Interval) -> dict[str, float]:
 
 
 def _differences(
-    section: params.EvaluateParams,
+    section: EvaluateParams,
     names: Sequence[str],
     task: str,
     rewards: Mapping[tuple[str, str], Sequence[Sequence[float]]],

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError, NonFiniteError
+from entrograd.methods.params import CHOICES
 from entrograd.numerics import masked, surrogate
-from entrograd.params import CHOICES
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Method:
     advantages: Advantages
     policy_loss: PolicyLoss
     aggregate: Aggregate
-    needs: frozenset[str] = frozenset()
+    required_columns: frozenset[str] = frozenset()
     about: Literal["reward", "credit", "modulation", "loss"] = "credit"
     compose_rewards: Rewards = single_reward
     modulate: Modulation = no_modulation
@@ -195,13 +195,13 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.needs_for is not None:
-            object.__setattr__(self, "needs", self.needs_for(self.params()))
+            object.__setattr__(self, "required_columns", self.needs_for(self.params()))
 
     def reads(self, choice: str, params: Any) -> frozenset[str]:
         """The annotated columns it reads where it is taken for `choice`, with these parameters."""
         found: frozenset[str] = frozenset()
         if choice == self.about:
-            found |= self.needs_for(params) if self.needs_for else self.needs
+            found |= self.needs_for(params) if self.needs_for else self.required_columns
         if choice == "loss" and self.loss_needs:
             found |= self.loss_needs(params)
         return found
@@ -219,7 +219,7 @@ class Recipe:
     params: Mapping[str, Any] = field(default_factory=dict)  # method name -> its dataclass
 
     @property
-    def needs(self) -> frozenset[str]:
+    def required_columns(self) -> frozenset[str]:
         """The annotated columns the four choices read."""
         taken = {choice: getattr(self, choice) for choice in CHOICES}
         return frozenset().union(

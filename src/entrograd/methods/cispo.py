@@ -37,7 +37,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Para
 METHOD = Method(
     name="cispo",
     params=Params,
-    needs=frozenset(),
+    required_columns=frozenset(),
     advantages=grpo.advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.token_mean,

@@ -45,7 +45,7 @@ def compose_rewards(batch: Batch, params: Params) -> Tensor:
 METHOD = Method(
     name="dapo",
     params=Params,
-    needs=frozenset(),
+    required_columns=frozenset(),
     advantages=grpo.advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.token_mean,

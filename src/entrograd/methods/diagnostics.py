@@ -37,13 +37,13 @@ def diagnostics(
 
 
 def _reward(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
-    """reward_mean, as graded; zero_signal_share: share of groups whose advantages are all
+    """reward_mean, as graded; zero_signal_fraction: share of groups whose advantages are all
     zero; length_mean: trained tokens a completion."""
     silent = groups.totals((advantages != 0).any(-1), batch.groups) == 0
     return {
         "reward_mean": batch.rewards.double().mean(),
         "length_mean": batch.lengths.double().mean(),
-        "zero_signal_share": _group_mean(silent.double(), batch),
+        "zero_signal_fraction": _group_mean(silent.double(), batch),
     }
 
 

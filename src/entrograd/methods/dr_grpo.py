@@ -38,7 +38,7 @@ def advantages(batch: Batch, params: Params) -> Tensor:  # noqa: ARG001 - the co
 METHOD = Method(
     name="dr_grpo",
     params=Params,
-    needs=frozenset(),
+    required_columns=frozenset(),
     advantages=advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.constant_length,

@@ -35,7 +35,7 @@ def compose_rewards(batch: Batch, params: Params) -> Tensor:
 METHOD = Method(
     name="empo",
     params=Params,
-    needs=frozenset({"cluster_id"}),
+    required_columns=frozenset({"cluster_id"}),
     advantages=grpo.advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.sequence_mean,

@@ -76,7 +76,7 @@ def compose_rewards(batch: Batch, params: Params) -> Tensor:
 METHOD = Method(
     name="encore",
     params=Params,
-    needs=frozenset({"reward_heads"}),
+    required_columns=frozenset({"reward_heads"}),
     advantages=grpo.advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.sequence_mean,

@@ -54,7 +54,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Para
 METHOD = Method(
     name="grpo",
     params=Params,
-    needs=frozenset(),
+    required_columns=frozenset(),
     advantages=advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.sequence_mean,

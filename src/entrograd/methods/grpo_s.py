@@ -75,7 +75,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Para
 METHOD = Method(
     name="grpo_s",
     params=Params,
-    needs=frozenset({"entropies"}),
+    required_columns=frozenset({"entropies"}),
     advantages=advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.sequence_mean,

@@ -44,7 +44,7 @@ def policy_loss(logprobs: Tensor, advantages: Tensor, batch: Batch, params: Para
 METHOD = Method(
     name="gspo",
     params=Params,
-    needs=frozenset(),
+    required_columns=frozenset(),
     advantages=grpo.advantages,
     policy_loss=policy_loss,
     aggregate=aggregate.sequence_mean,

@@ -134,7 +134,7 @@ def working(batch: Batch, params: Params) -> dict[str, Tensor]:
 METHOD = Method(
     name="gtpo",
     params=Params,
-    needs=frozenset({"entropies"}),
+    required_columns=frozenset({"entropies"}),
     advantages=advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.token_mean,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from entrograd.methods import grpo
 from entrograd.methods.base import Batch, Method
-from entrograd.methods.options import NonNegative, UnitShare, optional_columns
+from entrograd.methods.options import NonNegative, UnitFraction, optional_columns
 from entrograd.numerics import aggregate, masked
 
 
@@ -22,7 +22,7 @@ class Params(grpo.Params):
     """Parameters of the high-entropy mask, beside those of GRPO."""
 
     # Eq. 5: tokens with H >= the (1 - share)-quantile are kept
-    share: UnitShare = 0.2
+    share: UnitFraction = 0.2
     # DAPO's upper clip
     clip_high: NonNegative = 0.28
 
@@ -46,7 +46,7 @@ def working(batch: Batch, params: Params) -> dict[str, Tensor]:
 METHOD = Method(
     name="high_entropy_tokens",
     params=Params,
-    needs=frozenset({"entropies"}),
+    required_columns=frozenset({"entropies"}),
     advantages=advantages,
     policy_loss=grpo.policy_loss,
     aggregate=aggregate.token_mean,

@@ -19,7 +19,7 @@ from entrograd.numerics import kl, masked, surrogate
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-UnitShare = Annotated[float, Field(gt=0, le=1)]
+UnitFraction = Annotated[float, Field(gt=0, le=1)]
 ClipLow = Annotated[float, Field(ge=0, le=1)]
 Tokens = Annotated[int, Field(gt=0)]
 
@@ -33,28 +33,28 @@ class LossOptions:
     # k1: -d; k2: d^2/2; k3: exp(d) - d - 1, with d = log pi_ref - log pi
     kl_estimator: kl.Estimator = "k3"
     # weight w = exp(old_logprobs - sampling_logprobs): truncated min(w, cap), masked w*[w <= cap]
-    correction: Literal["none", "truncated", "masked"] = "none"
-    correction_level: Literal["token", "sequence"] = "token"
-    correction_cap: AboveZero = 2.0
+    importance_sampling: Literal["none", "truncated", "masked"] = "none"
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    importance_sampling_cap: AboveZero = 2.0
 
 
 def optional_columns(params: LossOptions) -> frozenset[str]:
     """The columns these options read."""
     columns = {"ref_logprobs": params.kl_coefficient > 0}
-    columns["sampling_logprobs"] = params.correction != "none"
+    columns["sampling_logprobs"] = params.importance_sampling != "none"
     return frozenset(name for name, used in columns.items() if used)
 
 
 def with_options(loss: Tensor, logprobs: Tensor, batch: Batch, params: LossOptions) -> Tensor:
     """[B, T] w_t * loss_t + kl_coefficient * KL_t."""
-    if params.correction != "none":
-        loss = loss * surrogate.correction_weight(
+    if params.importance_sampling != "none":
+        loss = loss * surrogate.importance_weight(
             batch.old_logprobs,
             batch.require("sampling_logprobs"),
             batch.completion_mask,
-            kind=params.correction,
-            level=params.correction_level,
-            cap=params.correction_cap,
+            kind=params.importance_sampling,
+            level=params.importance_sampling_level,
+            cap=params.importance_sampling_cap,
         )
     if params.kl_coefficient > 0:
         mask = batch.completion_mask

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from entrograd.errors import InputError
-from entrograd.models.attention import applies_to, decode, full_attention
+from entrograd.models.cpu.attention import applies_to, decode, full_attention
 from entrograd.models.prefix import Tokens, common_prefix, compute_prefix, extend, long_tensor, pad
 from entrograd.numerics.logprobs import logprobs_and_entropies
 

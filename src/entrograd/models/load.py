@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from entrograd import io
 from entrograd.errors import InputError
+from entrograd.storage.files import atomic_folder
 
 log = logging.getLogger("entrograd")
 
@@ -69,7 +69,7 @@ def load_tokenizer(path: Path | str) -> Any:
 
 def save(model: Any, tokenizer: Any, path: Path | str) -> None:
     """Write weights (safetensors) and tokenizer to folder `path`, whole or not at all."""
-    with io.atomic_folder(path) as folder:
+    with atomic_folder(path) as folder:
         write(model, tokenizer, folder)
 
 

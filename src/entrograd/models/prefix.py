@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from entrograd.models.attention import after, applies_to, decode, rows_by_prompt
+from entrograd.models.cpu.attention import after, applies_to, decode, rows_by_prompt
 
 Tokens = Sequence[int]
 

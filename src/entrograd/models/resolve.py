@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models import load
-from entrograd.params import BaseModelParams
+from entrograd.models.params import BaseModelParams
+from entrograd.storage import hashing
 
 log = logging.getLogger("entrograd")
 
@@ -78,7 +78,7 @@ def fetch(
         place = _FETCH[scheme](rest, scratch)
     except InputError as error:
         raise InputError(f"{key} {error}") from None
-    found = io.sha256(place)
+    found = hashing.sha256(place)
     if sha256 is None:
         log.info("%s has sha256 %s; %s can pin it", reference, found, _sha256_key(key))
     elif found != sha256:

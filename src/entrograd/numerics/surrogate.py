@@ -66,7 +66,7 @@ def weighted_likelihood(
     return -weight * advantages * masked.fill(logprobs, mask)
 
 
-def correction_weight(
+def importance_weight(
     old_logprobs: Tensor,
     sampling_logprobs: Tensor,
     mask: Tensor,
@@ -75,7 +75,7 @@ def correction_weight(
     level: Literal["token", "sequence"],
     cap: float,
 ) -> Tensor:
-    """[B, T] weight for the gap between trainer and sampling engine, detached, 1 at padding.
+    """[B, T] weight for the mismatch between trainer and sampling engine, detached, 1 at padding.
 
     w = exp(old_logprobs - sampling_logprobs), of a token or the product over its completion.
     truncated: min(w, cap). masked: w, and 0 where w > cap.

@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from entrograd import io, params
 from entrograd.errors import InputError
+from entrograd.pipeline.sections import Params
 from entrograd.report import curves, plots, samples, settings, tables
+from entrograd.storage.files import atomic_folder, read_json, write_text
+from entrograd.storage.tables import read_table
 
 BINS = 12
 LONGEST_TEXT = 4000  # characters of a completion that are shown
@@ -58,7 +60,7 @@ class Block:
     facts: list[tuple[str, str]] = field(default_factory=list)
 
 
-def report(run: params.Params, inputs: Inputs, out: Path) -> str:
+def report(run: Params, inputs: Inputs, out: Path) -> str:
     """Write folder `out` with index.html; returns the one-line result.
 
     `run` is what the inputs were made with. The bytes are a function of the arguments and the
@@ -66,14 +68,14 @@ def report(run: params.Params, inputs: Inputs, out: Path) -> str:
     stage writes it.
     """
     page = render(run, inputs)
-    with io.atomic_folder(out) as folder:
-        io.write_text(folder / "index.html", page)
+    with atomic_folder(out) as folder:
+        write_text(folder / "index.html", page)
     return f"{out / 'index.html'}: {len(page.encode()) / 1000:.0f} kB, open it in any browser"
 
 
-def render(run: params.Params, inputs: Inputs) -> str:
+def render(run: Params, inputs: Inputs) -> str:
     """The page's HTML."""
-    models, differences = tables.scores(io.read_json(inputs.summary), str(inputs.summary))
+    models, differences = tables.scores(read_json(inputs.summary), str(inputs.summary))
     compared, on = _comparisons(inputs.samples, [m.name for m in models])
     counts = {kind: sum(c.kind == kind for c in compared) for kind in samples.KINDS}
     annotate = _optional_json(inputs.annotate)
@@ -103,7 +105,7 @@ def render(run: params.Params, inputs: Inputs) -> str:
         preparation=_preparation(_optional_json(inputs.prepare)),
         annotation=tables.facts({k: v for k, v in annotate.items() if k != "status"})
         + _heads(inputs.reward_heads),
-        statuses=tables.status_shares(annotate),
+        statuses=tables.status_fractions(annotate),
         groups=_group_figures(inputs.groups),
         samples=samples.choose(compared, run.report.samples),
         sample_counts=counts,
@@ -138,7 +140,7 @@ def _heads(path: Path | None) -> list[tuple[str, str]]:
 def _optional_json(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    value = io.read_json(path)
+    value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected an object of names and numbers")
     return value
@@ -148,17 +150,17 @@ def _benchmarks(path: Path | None) -> list[tables.BenchmarkScores]:
     return tables.benchmark_scores(_optional_json(path), str(path))
 
 
-def _notes(run: params.Params, inputs: Inputs, logs: Mapping[str, tables.Curve]) -> dict[str, str]:
+def _notes(run: Params, inputs: Inputs, logs: Mapping[str, tables.Curve]) -> dict[str, str]:
     """What the files say, by topic of the run."""
     prepared = _optional_json(inputs.prepare).get("total") or {}
     drawn = _optional_json(inputs.annotate)
     weights = [f"{model} {hashed}" for model, hashed in samples.weights(inputs.samples).items()]
-    steps = {
-        f"{name.capitalize()} training": f"{len(columns['step'])} optimiser steps"
+    counts = {
+        f"{name.capitalize()} training": f"{len(columns[axis])} {axis}s"
         for name, columns in logs.items()
-        if columns
+        if (axis := tables.axis(columns))
     }
-    return steps | {
+    return counts | {
         "Problems": tables.words(prepared, {"train": "to train on", "heldout": "held out"}),
         "Rollouts": tables.words(drawn, {"groups": "prompts", "completions": "completions"}),
         "Method": settings.recipe(run.method),
@@ -198,7 +200,7 @@ def _preparation(prepare: dict[str, Any]) -> list[Block]:
 def _group_figures(path: Path | None) -> list[dict[str, Any]]:
     if path is None:
         return []
-    table = io.read_table(path, "groups")
+    table = read_table(path, "groups")
     size = pc.max(table.column("completions")).as_py() or 0
     if size < 2:
         return []
@@ -233,7 +235,7 @@ def _group_figures(path: Path | None) -> list[dict[str, Any]]:
 
 def _comparisons(path: Path, order: list[str]) -> tuple[list[samples.Comparison], str]:
     """The models side by side on the held-out problems or else on the first benchmark."""
-    rows = io.read_table(path, "samples").to_pylist()
+    rows = read_table(path, "samples").to_pylist()
     names = list(dict.fromkeys(row["benchmark"] for row in rows))
     if not names:
         return [], ""

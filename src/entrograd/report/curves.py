@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from entrograd.report.plots import Spec
-from entrograd.report.tables import rolling_mean
+from entrograd.report.tables import axis, rolling_mean
 
 SECONDARY = ("#c99a2e", "#b4541a")  # further lines of one figure
 SMOOTH_FROM = 20  # points from which a curve is drawn smoothed, the raw values behind it
@@ -47,7 +47,7 @@ METRICS = (
     Metric(
         "Groups without signal",
         "share of groups",
-        {"zero_signal_share": "no signal"},
+        {"zero_signal_fraction": "no signal"},
         "Groups whose completions all have the same reward: their advantages are zero.",
     ),
     Metric(
@@ -112,8 +112,9 @@ METRICS = (
 def curve(
     metric: Metric, columns: Mapping[str, Sequence[float]], run: str, hue: str
 ) -> Spec | None:
-    """One metric of one run over its steps; None where the run has no finite value of it."""
-    steps = columns.get("step", ())
+    """One metric of one run over its updates or rounds; None where it has no finite value."""
+    count = axis(columns) or "update"
+    steps = columns.get(count, ())
     names = [
         name
         for name in metric.columns
@@ -127,14 +128,14 @@ def curve(
         rolled = rolling_mean(columns[name], max(1, len(steps) // 40)) if smooth else columns[name]
         for step, raw, mean in zip(steps, columns[name], rolled, strict=True):
             if math.isfinite(raw):
-                row = {"step": step, "raw": raw, "mean": mean, "series": metric.columns[name]}
+                row = {count: step, "raw": raw, "mean": mean, "series": metric.columns[name]}
                 values.append(row)
     series = [metric.columns[name] for name in names]
     hues = [hue, *SECONDARY][: len(series)]
     x = {
-        "field": "step",
+        "field": count,
         "type": "quantitative",
-        "title": f"step of {run} training",
+        "title": f"{count} of {run} training",
         "axis": {"grid": False, "tickMinStep": 1, "tickCount": 6},
         "scale": {"nice": False},
     }

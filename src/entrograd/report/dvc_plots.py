@@ -10,7 +10,7 @@ from pathlib import Path
 
 import vl_convert
 
-from entrograd import io
+from entrograd.storage.files import write_text
 
 PLACE = Path(".dvc/plots.html")
 
@@ -36,5 +36,5 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    io.write_text(PLACE, page())
+    write_text(PLACE, page())
     sys.exit(0)

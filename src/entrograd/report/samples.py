@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entrograd import io
+from entrograd.storage.tables import provenance, shard_files
 
 KINDS = ("fixed", "broken", "still wrong", "right throughout")
 
@@ -60,7 +60,7 @@ def choose(compared: Sequence[Comparison], count: int) -> list[Comparison]:
 
 def weights(path: Path) -> dict[str, str]:
     """The hash of each model's weights, as far as the files of samples tell."""
-    origins = [io.provenance(file) for file in (io.shard_files(path) if path.is_dir() else [path])]
+    origins = [provenance(file) for file in (shard_files(path) if path.is_dir() else [path])]
     return {
         o["model"]: o["policy_version"] for o in origins if {"model", "policy_version"} <= set(o)
     }

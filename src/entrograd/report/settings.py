@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from entrograd import params
+from entrograd.methods.params import MethodParams
+from entrograd.pipeline.sections import Params
 
 WORDS = {
     "reward": "reward composition",
@@ -18,23 +19,23 @@ WORDS = {
 }
 _SAMPLED = ("groups", "annotate", "online_curve")
 _TRAINED = ("offline_curve", "online_curve")
-_TRAINING = """optimizer.lr optimizer.schedule optimizer.warmup_steps optimizer.weight_decay
+_TRAINING = """optimizer.lr optimizer.schedule optimizer.warmup_updates optimizer.weight_decay
     optimizer.max_grad_norm lora reference seed"""
 
 # Title, the inputs of the page any of which makes it part of this run (none: it always is), the
 # section it is from and the keys shown of it (none: all).
 TOPICS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
     ("Model", (*_SAMPLED, *_TRAINED), "base_model", ""),
-    ("Problems", ("prepare",), "prepare", "sources heldout_share prompt"),
+    ("Problems", ("prepare",), "prepare", "sources heldout_fraction prompt"),
     ("Rollouts", _SAMPLED, "rollout", "engine prompts group_size sampling seed"),
     ("Grading", _SAMPLED, "annotate", "grader.extraction heads clusters"),
     ("Method", _TRAINED, "method", ""),
-    ("Offline training", _TRAINED[:1], "train_offline", f"epochs groups_per_step {_TRAINING}"),
+    ("Offline training", _TRAINED[:1], "train_offline", f"epochs prompts_per_update {_TRAINING}"),
     (
         "Online training",
         _TRAINED[1:],
         "train_online",
-        f"steps prompts_per_step updates_per_round dynamic_sampling {_TRAINING}",
+        f"rounds prompts_per_round epochs_per_round dynamic_sampling {_TRAINING}",
     ),
     (
         "Evaluation",
@@ -56,9 +57,7 @@ class Topic:
     pairs: list[tuple[str, str]]
 
 
-def topics(
-    settings: params.Params, given: Collection[str], notes: Mapping[str, str]
-) -> list[Topic]:
+def topics(settings: Params, given: Collection[str], notes: Mapping[str, str]) -> list[Topic]:
     """What the run was, for a page of which the inputs `given` are there: a run without training
     has no method. `notes` are added by title."""
     values = _values(settings)
@@ -74,7 +73,7 @@ def topics(
     return found
 
 
-def whole(settings: params.Params, given: Collection[str]) -> str:
+def whole(settings: Params, given: Collection[str]) -> str:
     """The sections of the topics as a params.yaml, defaults included: with all of them in it, it
     gives the same results where it is read again."""
     shown = {row[2] for row in TOPICS if not row[1] or not set(given).isdisjoint(row[1])}
@@ -82,7 +81,7 @@ def whole(settings: params.Params, given: Collection[str]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def recipe(method: params.MethodParams) -> str:
+def recipe(method: MethodParams) -> str:
     """The four choices in words: from which method each is taken."""
     return " × ".join(f"{WORDS[choice]} of {name}" for choice, name in method.choices.items())
 
@@ -100,7 +99,7 @@ def pairs(key: str, value: Any) -> Iterator[tuple[str, str]]:
         yield key, _line(value)
 
 
-def _values(settings: params.Params) -> dict[str, Any]:
+def _values(settings: Params) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=_PRIVATE)
 
 

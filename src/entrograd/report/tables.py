@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,14 +184,15 @@ Curve = dict[str, list[float]]  # column -> its values, one a step
 def read_curve(path: Path) -> Curve:
     """The numeric columns of a training log, NaN where a cell is empty.
 
-    InputError where the file has no `step` or a cell is not a number, naming row and column.
+    InputError where the file has neither `update` nor `round`, or a cell is not a number, naming
+    row and column.
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
         names = list(reader.fieldnames or [])
-    if rows and "step" not in names:
-        raise InputError(f"{path}: no column step; a training log has one line a step")
+    if rows and not axis(names):
+        raise InputError(f"{path}: no column update or round; a training log has one of them")
     columns: Curve = {name: [] for name in names}
     for number, row in enumerate(rows, start=2):
         for name in names:
@@ -202,6 +203,11 @@ def read_curve(path: Path) -> Curve:
                     f"{path}: line {number}: {name} is {row[name]!r}, not a number"
                 ) from None
     return columns
+
+
+def axis(names: Collection[str]) -> str | None:
+    """What a training log counts in its lines: updates or rounds."""
+    return next((name for name in ("round", "update") if name in names), None)
 
 
 def rolling_mean(values: Sequence[float], half: int) -> list[float]:
@@ -298,7 +304,7 @@ def counts(value: Mapping[str, Any]) -> Counts | None:
     )
 
 
-def status_shares(annotate: Mapping[str, Any]) -> dict[str, float]:
+def status_fractions(annotate: Mapping[str, Any]) -> dict[str, float]:
     """The share of each reward status that occurs, in the statuses' order."""
     found = annotate.get("status") or {}
     return {name: float(found[name]) for name in STATUSES if found.get(name)}

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from entrograd.errors import InputError
-from entrograd.progress import Progress
+from entrograd.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from entrograd.params import Sampling
+    from entrograd.rollout.params import Sampling
 
 
 class EngineError(RuntimeError):

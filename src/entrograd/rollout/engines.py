@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from entrograd.errors import InputError
-from entrograd.params import RolloutParams
 from entrograd.rollout.engine import Engine
+from entrograd.rollout.params import RolloutParams
 
 
 def open_engine(

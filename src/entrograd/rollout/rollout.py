@@ -7,15 +7,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from entrograd import io
 from entrograd.data.prompt import encode
 from entrograd.errors import InputError, Unfinished
 from entrograd.models.load import load_tokenizer
-from entrograd.params import RolloutParams
-from entrograd.progress import Progress, progress
+from entrograd.pipeline.progress import Progress, progress
+from entrograd.pipeline.shards import chosen_shards, map_shards
 from entrograd.rollout.engine import Completion, Engine, Request, check_requests
 from entrograd.rollout.engines import known_context, open_engine
-from entrograd.shards import chosen_shards, map_shards
+from entrograd.rollout.params import RolloutParams
+from entrograd.storage.tables import assemble, read_table, shard_name, write_table
 
 
 def rollout(
@@ -40,7 +40,7 @@ def rollout(
     ]
 
     def absent() -> list[int]:
-        return [i for i in range(len(shards)) if not (resume / io.shard_name(i)).exists()]
+        return [i for i in range(len(shards)) if not (resume / shard_name(i)).exists()]
 
     chosen = set(chosen_shards(part, len(shards)))
     missing = [index for index in absent() if index in chosen]
@@ -49,8 +49,8 @@ def rollout(
         inline = params.executor.kind == "inline"
         arguments = (params, model, shards, bar if inline else None)
         for index, table in map_shards(params.executor, shard_worker, arguments, missing):
-            io.write_table(
-                resume / io.shard_name(index),
+            write_table(
+                resume / shard_name(index),
                 table,
                 "rollouts",
                 sampling=params.sampling.model_dump(),
@@ -60,7 +60,7 @@ def rollout(
                 bar.advance(len(table))
     if left := absent():
         raise Unfinished(f"{len(missing)} shards computed, {len(left)} of {len(shards)} left")
-    io.assemble(resume, out, [io.shard_name(i) for i in range(len(shards))])
+    assemble(resume, out, [shard_name(i) for i in range(len(shards))])
     kept = f", {len(shards) - len(missing)} shards kept" if len(missing) < len(shards) else ""
     count = len(rows) * params.group_size
     return f"{count} completions of {len(rows)} prompts in {len(shards)} shards{kept}"
@@ -86,9 +86,9 @@ def shard_worker(
 
 def training_prompts(prompts: Path, limit: int | None) -> list[dict[str, Any]]:
     """The first `limit` training rows of the prompts table; InputError where there is none."""
-    rows = [r for r in io.read_table(prompts, "prompts").to_pylist() if r["split"] == "train"]
+    rows = [r for r in read_table(prompts, "prompts").to_pylist() if r["split"] == "train"]
     if not rows:
-        raise InputError(f"{prompts}: no row of split 'train'; lower prepare.heldout_share")
+        raise InputError(f"{prompts}: no row of split 'train'; lower prepare.heldout_fraction")
     if limit is not None and limit > len(rows):
         raise InputError(
             f"{prompts}: {len(rows)} training prompts, {limit} asked for; lower rollout.prompts "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from entrograd.params import Sampling
+    from entrograd.rollout.params import Sampling
 
 
 BLOCK = 256  # tokens of the vocabulary summed together

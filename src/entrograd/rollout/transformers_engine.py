@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
+from entrograd.models.cpu.cache import RowCache, grouped_decoding
+from entrograd.models.cpu.products import Product, inference
 from entrograd.models.forward import output_head
 from entrograd.models.load import context_length, policy_version
 from entrograd.models.prefix import compute_prefix
-from entrograd.models.products import Product, inference
-from entrograd.progress import Progress
-from entrograd.rollout.cache import RowCache, grouped_decoding
+from entrograd.pipeline.progress import Progress
 from entrograd.rollout.engine import (
     Completion,
     EngineError,
@@ -38,7 +38,7 @@ from entrograd.rollout.engine import (
 from entrograd.rollout.sampler import draw, uniforms
 
 if TYPE_CHECKING:
-    from entrograd.params import Sampling
+    from entrograd.rollout.params import Sampling
 
 log = logging.getLogger("entrograd")
 

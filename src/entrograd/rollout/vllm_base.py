@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from entrograd import io
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.params import RolloutParams, Sampling
 from entrograd.rollout.engine import Completion, EngineError, Request, finish, max_new_tokens
+from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.vllm_settings import device_sender, engine_dtype, on_cpu, transfer
+from entrograd.storage.hashing import text_hash
 
 log = logging.getLogger("entrograd")
 
@@ -46,7 +46,7 @@ class VllmEngine(ABC):
     ) -> None:
         self.work = work  # a folder of this run's own, for the weights on their way
         self.params, self.folder, self.tokenizer = params, folder, load_tokenizer(folder)
-        self.max_gap = params.vllm.max_gap or MAX_GAP[engine_dtype(params)]
+        self.max_mismatch = params.vllm.max_mismatch or MAX_GAP[engine_dtype(params)]
         self._scratch: Path | None = None
         self._latest = folder.absolute()  # where a restarted engine finds the current weights
         self._updates = 0
@@ -167,14 +167,14 @@ class VllmEngine(ABC):
         self._label(self.policy_version)
         found = self._prompt_logprobs(self._probe)
         pairs = zip(found, self._expected, strict=True)
-        gap = sum(abs(a - b) for a, b in pairs) / len(found)
-        log.info("vLLM has weights %s; probe gap %.2e nats", self.policy_version, gap)
-        if not gap <= self.max_gap:
+        mismatch = sum(abs(a - b) for a, b in pairs) / len(found)
+        log.info("vLLM has weights %s; probe mismatch %.2e nats", self.policy_version, mismatch)
+        if not mismatch <= self.max_mismatch:
             raise EngineError(
                 f"vLLM does not have the weights {self.policy_version}: its log-probabilities of a "
-                f"fixed text differ from the trainer's by {gap:.4g} nats on average, allowed are "
-                f"{self.max_gap:g} (rollout.vllm.max_gap); where both have the same weights, give "
-                "engine and trainer the same dtype or raise the bound"
+                f"fixed text differ from the trainer's by {mismatch:.4g} nats on average, allowed "
+                f"are {self.max_mismatch:g} (rollout.vllm.max_mismatch); where both have the same "
+                "weights, give engine and trainer the same dtype or raise the bound"
             )
 
     # --- completions -----------------------------------------------------------------------------
@@ -215,4 +215,4 @@ def sampling_arguments(request: Request, sampling: Sampling, seed: int) -> dict[
 
 def request_seed(seed: int, request: Request) -> int:
     """[0, 2**63): a function of (seed, prompt_id, sample_index) alone."""
-    return int(io.text_hash(str(seed), request.prompt_id, str(request.sample_index))[:16], 16) >> 1
+    return int(text_hash(str(seed), request.prompt_id, str(request.sample_index))[:16], 16) >> 1

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from transformers import AutoConfig
 
-from entrograd.params import Sampling
-from entrograd.progress import Progress
+from entrograd.pipeline.progress import Progress
 from entrograd.rollout.engine import Completion, EngineError, Request, check_requests
+from entrograd.rollout.params import Sampling
 from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
 from entrograd.rollout.vllm_settings import engine_arguments, environment, on_cpu, require_vllm
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -17,8 +16,9 @@ from typing import IO
 import requests
 from transformers import AutoConfig
 
-from entrograd.params import RolloutParams
+from entrograd.pipeline.parent import end_with_parent
 from entrograd.rollout.engine import EngineError
+from entrograd.rollout.params import RolloutParams
 from entrograd.rollout.vllm_settings import engine_arguments, environment, flags_of
 
 
@@ -46,7 +46,7 @@ class ManagedServer:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=lambda: end_with_parent(signal.SIGTERM),
         )
 
     def alive(self) -> bool:
@@ -87,8 +87,3 @@ class ManagedServer:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
         self._log.flush()
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -24,9 +24,9 @@ from requests.adapters import HTTPAdapter
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model
-from entrograd.params import RolloutParams, Sampling
-from entrograd.progress import Progress
+from entrograd.pipeline.progress import Progress
 from entrograd.rollout.engine import Completion, EngineError, Request, check_requests
+from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
 from entrograd.rollout.vllm_process import ManagedServer
 from entrograd.rollout.vllm_settings import require_vllm
@@ -143,7 +143,7 @@ class VllmServer(VllmEngine):
             abs(c.sampling_logprobs[0] - values[0])
             for c, (values, _) in zip(drawn, want, strict=True)
         ]
-        if sum(gaps) / len(gaps) > self.max_gap:
+        if sum(gaps) / len(gaps) > self.max_mismatch:
             raise InputError(
                 f"{self._name()}: its log-probabilities are not those of the distribution it "
                 "samples from; start it with --logprobs-mode processed_logprobs"

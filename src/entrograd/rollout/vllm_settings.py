@@ -11,7 +11,7 @@ import torch
 
 from entrograd.errors import InputError
 from entrograd.models.load import resolve_device, resolve_dtype
-from entrograd.params import RolloutParams
+from entrograd.rollout.params import RolloutParams
 from entrograd.rollout.vllm_worker import PARENT
 
 WORKER = "entrograd.rollout.vllm_worker.WorkerExtension"

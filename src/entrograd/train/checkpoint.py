@@ -1,6 +1,6 @@
 """Checkpoints: all a training run needs to go on and give the bits it would have given anyway.
 
-A checkpoint is a folder `step-00000012`, named after the updates done:
+A checkpoint is a folder `update-00000012`, named after the updates done:
 
 - weights, exp_avg, exp_avg_sq, ... `.safetensors`: float32 master weights and AdamW's state;
 - state.json: the scheduler's position, every random state, the learning curve so far, and what the
@@ -27,13 +27,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from entrograd import io
 from entrograd.errors import InputError
 from entrograd.models.load import system_errors
-from entrograd.origin import FILE as ORIGIN
-from entrograd.origin import differences
-from entrograd.params import Checkpoint as CheckpointParams
+from entrograd.pipeline.fingerprint import FILE as ORIGIN
+from entrograd.pipeline.fingerprint import differences
+from entrograd.storage.files import atomic_folder, read_json, remove_folder, write_json
+from entrograd.storage.hashing import sha256
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.params import Checkpoint as CheckpointParams
 from entrograd.train.processes import ALONE, Processes
 from entrograd.train.sharding import collected
 
@@ -70,7 +71,7 @@ class Checkpoints:
         self.folder, self.params, self.optimizer = resume / "checkpoints", params, optimizer
         self.updates_per_row, self.processes = updates_per_row, processes
         file = resume / ORIGIN
-        self.origin = io.read_json(file) if file.exists() else None
+        self.origin = read_json(file) if file.exists() else None
         self._spent, self._start = 0.0, time.monotonic()
         sizes = [master.numel() * master.element_size() for master in optimizer.masters.values()]
         self._cost = 3 * sum(sizes) / SLOW_DISK
@@ -81,10 +82,10 @@ class Checkpoints:
         A damaged one is reported and the one before it taken. CheckpointError where a checkpoint
         belongs to another run.
         """
-        killed = self.folder.glob(".step-*") if self.processes.main else ()
+        killed = self.folder.glob(".update-*") if self.processes.main else ()
         for leftover in killed:  # written or removed by a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        for path in reversed(self.steps()):
+        for path in reversed(self.saved()):
             try:
                 state = self.load(path)
             except DamagedError as error:
@@ -97,15 +98,15 @@ class Checkpoints:
     def save_if_due(self, state: State) -> None:
         """Write a checkpoint where one is due after the update just done; drop those not kept.
 
-        Due is every `every_steps`-th update, put off while writing would take more than
-        `max_share` of the run's time. Where the best is kept nothing is put off: which one that
+        Due is every `every_updates`-th update, put off while writing would take more than
+        `max_fraction` of the run's time. Where the best is kept nothing is put off: which one that
         is must not depend on a clock.
         """
-        if self.optimizer.done % self.params.every_steps:
+        if self.optimizer.done % self.params.every_updates:
             return
         now = time.monotonic()
-        budget = self.params.max_share * (now - self._start)
-        may_wait = self.params.keep_best is None and self.params.max_share < 1
+        budget = self.params.max_fraction * (now - self._start)
+        may_wait = self.params.keep_best is None and self.params.max_fraction < 1
         if not self.processes.agree(not may_wait or self._spent + self._cost <= budget):
             return
         self.save(state)
@@ -117,7 +118,7 @@ class Checkpoints:
     def save(self, state: State) -> Path:
         """Write a checkpoint now; every process calls this. InputError where it cannot be written;
         older ones stay."""
-        path = self.folder / f"step-{self.optimizer.done:08d}"
+        path = self.folder / f"update-{self.optimizer.done:08d}"
         parts, scalars = self.optimizer.state()
         tensors = {kind: collected(named, self.processes.main) for kind, named in parts.items()}
         if not self.processes.main:
@@ -129,15 +130,15 @@ class Checkpoints:
             "data": state.data,
         }
         try:
-            with io.atomic_folder(path) as folder, system_errors():
+            with atomic_folder(path) as folder, system_errors():
                 for name, named in tensors.items():
                     save_file(named, folder / f"{name}.safetensors")
                 (folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
                 files = {
-                    file.name: {"bytes": file.stat().st_size, "sha256": io.sha256(file)}
+                    file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
                     for file in sorted(folder.iterdir())
                 }
-                io.write_json(folder / MANIFEST, {"origin": self.origin, "files": files})
+                write_json(folder / MANIFEST, {"origin": self.origin, "files": files})
         except InputError as error:
             raise InputError(f"{error}; {self._last_words()}") from None
         return path
@@ -155,16 +156,16 @@ class Checkpoints:
                 f"{'; '.join(differences(manifest['origin'], self.origin)) or 'paths'}; undo the "
                 "change, or remove the checkpoint to start anew"
             )
-        content = io.read_json(path / "state.json")
+        content = read_json(path / "state.json")
         files = [name for name in manifest["files"] if name.endswith(".safetensors")]
         tensors = {Path(name).stem: load_file(path / name) for name in files}
         self.optimizer.load_state(tensors, content["optimizer"])
         set_random_state(content["random"])
         return State(content["curve"], content["data"])
 
-    def steps(self) -> list[Path]:
+    def saved(self) -> list[Path]:
         """The checkpoints there are, oldest first."""
-        return sorted(self.folder.glob("step-*"))
+        return sorted(self.folder.glob("update-*"))
 
     def best(self, curve: list[dict[str, float]]) -> Path | None:
         """The checkpoint with the highest `keep_best` (lowest where that starts with '-').
@@ -177,8 +178,8 @@ class Checkpoints:
         name = self.params.keep_best.removeprefix("-")
         sign = 1.0 if name == self.params.keep_best else -1.0
         judged = []
-        for path in self.steps():
-            row, within = divmod(int(path.name.removeprefix("step-")), self.updates_per_row)
+        for path in self.saved():
+            row, within = divmod(int(path.name.removeprefix("update-")), self.updates_per_row)
             if within or row >= len(curve):
                 continue
             if name not in curve[row]:
@@ -201,14 +202,14 @@ class Checkpoints:
 
     def prune(self, curve: list[dict[str, float]]) -> None:
         """Remove all but the last `keep_last` and the best."""
-        kept = {*self.steps()[-self.params.keep_last :], self.best(curve)}
-        for path in self.steps():
+        kept = {*self.saved()[-self.params.keep_last :], self.best(curve)}
+        for path in self.saved():
             if path not in kept:
-                io.remove_folder(path)
+                remove_folder(path)
 
     def _checked(self, path: Path) -> dict[str, Any]:
         try:
-            manifest: dict[str, Any] = io.read_json(path / MANIFEST)
+            manifest: dict[str, Any] = read_json(path / MANIFEST)
             files = manifest["files"]
         except (InputError, KeyError, TypeError):
             raise DamagedError(f"{path}: a damaged checkpoint: no whole {MANIFEST}") from None
@@ -221,12 +222,12 @@ class Checkpoints:
                 raise DamagedError(
                     f"{file}: a damaged checkpoint: cut off at {size} of {known['bytes']} bytes"
                 )
-            if io.sha256(file) != known["sha256"]:
+            if sha256(file) != known["sha256"]:
                 raise DamagedError(f"{file}: a damaged checkpoint: its content changed")
         return manifest
 
     def _last_words(self) -> str:
-        whole = self.steps()
+        whole = self.saved()
         kept = f"{whole[-1]} is whole and" if whole else "no earlier one;"
         return f"{kept} the run continues there once there is room"
 

@@ -13,15 +13,15 @@ from entrograd.annotate.clusters import clusterer
 from entrograd.annotate.groups import annotate_rows
 from entrograd.annotate.summary import WATCHED, check_alarms, summarise_rows
 from entrograd.methods.base import Recipe
-from entrograd.params import Params
+from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engine import Engine, Request
 from entrograd.rollout.rollout import group_requests, rollout_rows
 from entrograd.train.dynamic import Filled, fill, has_signal
-from entrograd.train.needs import check_columns
+from entrograd.train.params import TrainOnlineStage
 from entrograd.train.processes import Group, Processes, by_group
+from entrograd.train.required_columns import check_columns
 from entrograd.train.rounds import PromptOrder, Round, round_seed
 from entrograd.train.scoring import Scoring
-from entrograd.verify.grade import Grader
 
 
 class RoundDrawer:
@@ -32,7 +32,7 @@ class RoundDrawer:
 
     def __init__(
         self,
-        params: Params,
+        params: TrainOnlineStage,
         recipe: Recipe,
         rows: Sequence[Mapping[str, Any]],
         order: PromptOrder,
@@ -53,7 +53,7 @@ class RoundDrawer:
         """Round `number`; with dynamic sampling it begins with what the round `before` left.
         `sampled`: its rollouts (this process's), where they were drawn ahead."""
         online = self.params.train_online
-        dynamic, wanted = online.dynamic_sampling, online.prompts_per_step
+        dynamic, wanted = online.dynamic_sampling, online.prompts_per_round
         carried = by_group(before.surplus) if before else []
         used = {self.places[group[0]["prompt_id"]] for group in carried}
         seen: Group = []
@@ -91,13 +91,13 @@ class RoundDrawer:
     def _watched(self, number: int, rows: Group, groups: Group) -> dict[str, float]:
         """What the curve has of the rows that were drawn, and how many alarms they raise."""
         if not rows:  # the round before left enough
-            none = dict.fromkeys((f"{status}_share" for status in WATCHED), 0.0)
+            none = dict.fromkeys((f"{status}_fraction" for status in WATCHED), 0.0)
             return {"semantic_entropy": 0.0, **none, "alarms": 0.0}
         summary = summarise_rows(rows, groups)
-        alarms = check_alarms(summary, self.params.annotate.alarms, f"step {number + 1}")
+        alarms = check_alarms(summary, self.params.annotate.alarms, f"round {number + 1}")
         return {
             "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in groups])),
-            **{f"{status}_share": summary["status"][status] for status in WATCHED},
+            **{f"{status}_fraction": summary["status"][status] for status in WATCHED},
             "alarms": float(alarms),
         }
 
@@ -128,5 +128,5 @@ class RoundDrawer:
             )
         self.processes.check_equal(self.engine.policy_version, "the policy")
         annotated = self.processes.gather_groups(annotated)
-        check_columns(self.recipe, annotated, f"step {number + 1}")
+        check_columns(self.recipe, annotated, f"round {number + 1}")
         return annotated, self.processes.gather(groups)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from entrograd.methods.base import Recipe
-from entrograd.params import DynamicSampling
 from entrograd.train.batch import examples
+from entrograd.train.params import DynamicSampling
 from entrograd.train.processes import Group
 
 log = logging.getLogger("entrograd")
@@ -77,7 +77,7 @@ def fill(
         measured={
             "groups_drawn": float(drawn),
             "groups_carried": float(len(carried)),
-            "signal_share": share,
+            "signal_fraction": share,
             "draws": float(rounds),
         },
     )

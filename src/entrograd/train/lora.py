@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Linear, Parameter
 
 from entrograd.errors import InputError
-from entrograd.params import Lora
+from entrograd.train.params import Lora
 
 NAME = "default"  # PEFT's own for a model's only adapter
 

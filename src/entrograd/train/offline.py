@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from entrograd import io
 from entrograd.annotate.reward_weights import head_entropies, head_values
 from entrograd.errors import InputError
-from entrograd.methods import recipe as choose
 from entrograd.methods.base import Recipe
+from entrograd.methods.params import MethodParams
+from entrograd.methods.registry import recipe as choose
 from entrograd.models.load import load_tokenizer
-from entrograd.params import MethodParams, Sampling, TrainOfflineParams
-from entrograd.progress import progress
+from entrograd.pipeline.progress import progress
+from entrograd.rollout.params import Sampling
+from entrograd.storage.files import write_csv
+from entrograd.storage.tables import provenance, read_table
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
-from entrograd.train.needs import check_columns, check_needs, with_heads
+from entrograd.train.params import TrainOfflineParams
 from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
+from entrograd.train.required_columns import check_columns, check_required_columns, with_heads
 from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
 
@@ -48,7 +51,7 @@ def train_offline(
     Returns the one-line result.
     """
     recipe = choose(method)
-    check_needs(recipe, "train_offline", params, None)
+    check_required_columns(recipe, "train_offline", params, None)
     groups = read_groups(annotated, recipe)
     rows = [row for group in groups for row in group]
     ratings = head_values(rows, str(annotated))
@@ -71,7 +74,7 @@ def train_offline(
         del reference
     checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer, processes=processes)
     state = checkpoints.restore()
-    with progress(len(plan), "steps", "train_offline", policy.optimizer.done) as bar:
+    with progress(len(plan), "updates", "train_offline", policy.optimizer.done) as bar:
         for epoch, chosen in plan[policy.optimizer.done :]:
             rows = [row for index in chosen for row in groups[index]]
             with bad_batch_kept(rows, resume):
@@ -79,14 +82,16 @@ def train_offline(
                 measured = train_step(
                     policy.model, policy.optimizer, recipe, batch, settings, None, processes
                 )
-            state.curve.append({"step": policy.optimizer.done, "epoch": epoch, **measured})
+            state.curve.append({"update": policy.optimizer.done, "epoch": epoch, **measured})
             checkpoints.save_if_due(state)
             bar.advance(1, f"loss {measured['loss']:.4f}, norm {measured['grad_norm']:.3f}")
     policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
     if processes.main:
-        io.write_csv(curve, state.curve)
+        write_csv(curve, state.curve)
     processes.close()
-    return f"{len(plan)} steps of {method.title} over {len(groups)} groups, {params.epochs} epochs"
+    return (
+        f"{len(plan)} updates of {method.title} over {len(groups)} groups, {params.epochs} epochs"
+    )
 
 
 def schedule(groups: int, params: TrainOfflineParams) -> list[tuple[int, list[int]]]:
@@ -96,15 +101,15 @@ def schedule(groups: int, params: TrainOfflineParams) -> list[tuple[int, list[in
     for epoch in range(params.epochs):
         permutation = order.permutation(groups).tolist()
         plan += [
-            (epoch + 1, permutation[start : start + params.groups_per_step])
-            for start in range(0, groups, params.groups_per_step)
+            (epoch + 1, permutation[start : start + params.prompts_per_update])
+            for start in range(0, groups, params.prompts_per_update)
         ]
     return plan
 
 
 def read_groups(annotated: Path, recipe: Recipe) -> list[Group]:
     """The table's rows by prompt, in order of first appearance; what the method needs is there."""
-    rows = io.read_table(annotated, "annotated").to_pylist()
+    rows = read_table(annotated, "annotated").to_pylist()
     if not rows:
         raise InputError(f"{annotated}: no rows to train on")
     check_columns(recipe, rows, str(annotated))
@@ -119,7 +124,7 @@ def read_groups(annotated: Path, recipe: Recipe) -> list[Group]:
 
 def step_settings(annotated: Path, groups: list[Group], params: TrainOfflineParams) -> StepSettings:
     """Temperature and length limit as sampled; for tables made elsewhere 1 and the longest row."""
-    sampling = io.provenance(annotated).get("sampling")
+    sampling = provenance(annotated).get("sampling")
     if sampling is None:
         longest = max(len(row["completion_ids"]) for group in groups for row in group)
         log.info("%s: no provenance; temperature 1 and length limit %d", annotated, longest)

@@ -7,32 +7,32 @@ from pathlib import Path
 
 import numpy as np
 
-from entrograd import io
 from entrograd.annotate.reward_weights import read_entropies
-from entrograd.methods import recipe as choose
+from entrograd.methods.registry import recipe as choose
 from entrograd.models.load import load_tokenizer
-from entrograd.params import Params
-from entrograd.progress import progress
+from entrograd.pipeline.progress import progress
+from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engines import check_processes, open_engine
 from entrograd.rollout.rollout import encoded_prompts
-from entrograd.train.ahead import Ahead
+from entrograd.storage.files import write_csv
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
 from entrograd.train.draw import RoundDrawer
-from entrograd.train.gap import gate, measure
-from entrograd.train.needs import check_needs, with_heads
+from entrograd.train.mismatch import gate, measure
+from entrograd.train.params import TrainOnlineStage
+from entrograd.train.prefetch import Prefetch
 from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
+from entrograd.train.required_columns import check_required_columns, with_heads
+from entrograd.train.rollout_source import RolloutSource
 from entrograd.train.rounds import PromptOrder, Rounds
 from entrograd.train.scoring import Scoring
 from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
-from entrograd.train.supply import Supply
-from entrograd.verify.grade import Grader
 
 
 def train_online(
-    params: Params,
+    params: TrainOnlineStage,
     model: Path,
     prompts: Path,
     out: Path,
@@ -47,12 +47,12 @@ def train_online(
     `reward_heads`. Unfinished work in `resume` is continued. Returns the one-line result."""
     online, recipe = params.train_online, choose(params.method)
     heads = tuple(params.annotate.heads)
-    check_needs(recipe, "train_online", online, heads)
+    check_required_columns(recipe, "train_online", online, heads)
     recipe = with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
     tokenizer = load_tokenizer(model)
     rows = encoded_prompts(prompts, None, params.rollout, model)
-    per_round = online.updates_per_round
-    updates = online.steps * per_round
+    per_round = online.epochs_per_round
+    updates = online.rounds * per_round
     processes = connect(online.device)
     check_processes(params.rollout, processes.count)
     policy = Policy(
@@ -65,7 +65,7 @@ def train_online(
         online.seed,
         processes,
     )
-    order = PromptOrder(len(rows), online.prompts_per_step, online.seed)
+    order = PromptOrder(len(rows), online.prompts_per_round, online.seed)
     checkpoints = Checkpoints(resume, online.checkpoint, policy.optimizer, per_round, processes)
     state = checkpoints.restore()
     if state.data:
@@ -88,7 +88,9 @@ def train_online(
     whole_graph = online.dynamic_sampling is None and processes.count == 1
 
     with (
-        progress(online.steps, "steps", "train_online", policy.optimizer.done // per_round) as bar,
+        progress(
+            online.rounds, "rounds", "train_online", policy.optimizer.done // per_round
+        ) as bar,
         Grader(params.annotate.grader) as grader,
         closing(
             open_engine(params.rollout, model, policy.sampler(), resume, processes.rank)
@@ -106,14 +108,14 @@ def train_online(
             processes,
             policy.model.device,
         )
-        ahead: Ahead | None = None
-        if online.overlap:
-            ahead = Ahead(drawer, kept, processes, online.steps, state.data.get("sampler"))
+        ahead: Prefetch | None = None
+        if online.prefetch:
+            ahead = Prefetch(drawer, kept, processes, online.rounds, state.data.get("sampler"))
             running.callback(ahead.close)
         if policy.optimizer.done:  # it may have started with the weights in `model`
             engine.update_weights(policy.sampler())
             processes.wait()
-        supply = Supply(
+        supply = RolloutSource(
             drawer,
             kept,
             ahead,
@@ -127,8 +129,8 @@ def train_online(
                 reference.add_logprobs(drawn.rows, processes)
             with bad_batch_kept(drawn.rows, resume):
                 batch = examples(drawn.rows, policy.model.device)
-                gap = measure(batch.batch) if sampling.temperature else {}
-                gated = gate(gap, online.gap, recipe, f"step {number + 1}")
+                mismatch = measure(batch.batch) if sampling.temperature else {}
+                gated = gate(mismatch, online.mismatch, recipe, f"round {number + 1}")
                 scored = scoring.take()
                 measured = train_step(
                     policy.model,
@@ -139,13 +141,17 @@ def train_online(
                     scored if whole_graph else None,
                     processes,
                 )
-                measured |= {**gap, "gap_corrected": float(gated is not recipe)} if gap else {}
+                measured |= (
+                    {**mismatch, "mismatch_corrected": float(gated is not recipe)}
+                    if mismatch
+                    else {}
+                )
             if part + 1 == per_round:
                 if ahead:
                     ahead.finish()
                 engine.update_weights(policy.sampler())
                 processes.wait()
-                state.curve.append({"step": number + 1, **drawn.measured, **measured})
+                state.curve.append({"round": number + 1, **drawn.measured, **measured})
                 reward, alarms = drawn.measured["reward_mean"], drawn.measured["alarms"]
                 note = f"reward {reward:.3f}, loss {measured['loss']:.4f}"
                 bar.advance(1, f"{note}, alarms {alarms:.0f}" if alarms else note)
@@ -157,11 +163,11 @@ def train_online(
             checkpoints.save_if_due(state)
     policy.save(tokenizer, out, checkpoints.best_weights(state.curve))
     if processes.main:
-        kept.assemble(online.steps, rounds)
-        io.write_csv(curve, state.curve)
+        kept.assemble(online.rounds, rounds)
+        write_csv(curve, state.curve)
     processes.close()
     first, last = (np.mean([r["reward_mean"] for r in part]) for part in _ends(state.curve))
-    return f"{online.steps} steps of {params.method.title}, mean reward {first:.3f} -> {last:.3f}"
+    return f"{online.rounds} rounds of {params.method.title}, mean reward {first:.3f} -> {last:.3f}"
 
 
 def _ends(rows: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:

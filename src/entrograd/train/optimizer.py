@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from entrograd.train.sharding import part_of
 
 if TYPE_CHECKING:
-    from entrograd.params import Optimizer as OptimizerParams
+    from entrograd.train.params import Optimizer as OptimizerParams
 
 
 class Optimizer:
@@ -23,9 +23,9 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: Any, masters: dict[str, Tensor], params: OptimizerParams, steps: int
+        self, model: Any, masters: dict[str, Tensor], params: OptimizerParams, updates: int
     ) -> None:
-        self.params, self.steps = params, steps
+        self.params, self.updates = params, updates
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.masters = {
             name: masters[name].requires_grad_() if name in masters else weight
@@ -44,11 +44,11 @@ class Optimizer:
     def learning_rate(self) -> float:
         """The rate of the next update: linear warm-up to `lr`, then the schedule to the last."""
         p, step = self.params, self.done
-        if step < p.warmup_steps:
-            return p.lr * (step + 1) / p.warmup_steps
+        if step < p.warmup_updates:
+            return p.lr * (step + 1) / p.warmup_updates
         if p.schedule == "constant":
             return p.lr
-        part = (step - p.warmup_steps) / max(1, self.steps - p.warmup_steps)
+        part = (step - p.warmup_updates) / max(1, self.updates - p.warmup_updates)
         if p.schedule == "linear":
             return p.lr * (1 - part)
         return p.lr * 0.5 * (1 + math.cos(math.pi * part))

@@ -64,11 +64,11 @@ def load_reference(
     recipe: Recipe, path: str | None, policy: Any, dtype: str, settings: StepSettings
 ) -> Reference | None:
     """The reference model where `recipe` reads one; loaded on the policy's device."""
-    if "ref_logprobs" not in recipe.needs:
+    if "ref_logprobs" not in recipe.required_columns:
         if path is not None:
             log.info("%s: not loaded, method %s reads no reference model", path, recipe.name)
         return None
-    assert path is not None, "check_needs comes first"
+    assert path is not None, "check_required_columns comes first"
     return Reference(path, policy, dtype, settings)
 
 

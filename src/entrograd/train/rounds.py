@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from entrograd import io
 from entrograd.errors import InputError
+from entrograd.storage import tables
+from entrograd.storage.files import read_json, write_json
+from entrograd.storage.hashing import text_hash
+from entrograd.storage.tables import read_table, shard_name, write_table
 
 log = logging.getLogger("entrograd")
 
@@ -86,13 +89,13 @@ class Rounds:
         With `policy_version` None the round is one that updates were made on already; where that
         is lost, InputError: it cannot be drawn again.
         """
-        shard, found = self.folder / io.shard_name(number), None
+        shard, found = self.folder / shard_name(number), None
         if self._state(number).exists():
             try:
-                rows = io.read_table(shard, "annotated").to_pylist()
-                state = io.read_json(self._state(number))
+                rows = read_table(shard, "annotated").to_pylist()
+                state = read_json(self._state(number))
                 if state.pop("surplus"):
-                    state["surplus"] = io.read_table(self._surplus(number), "annotated").to_pylist()
+                    state["surplus"] = read_table(self._surplus(number), "annotated").to_pylist()
                 found = Round(rows, **state)
             except InputError as error:
                 log.warning("%s", error)
@@ -112,12 +115,10 @@ class Rounds:
     def write(self, number: int, drawn: Round) -> None:
         """Store a round. Train on what is read: a resumed run has nothing else."""
         self._state(number).unlink(missing_ok=True)
-        io.write_table(
-            self.folder / io.shard_name(number), drawn.rows, "annotated", **self.provenance
-        )
+        write_table(self.folder / shard_name(number), drawn.rows, "annotated", **self.provenance)
         if drawn.surplus:
-            io.write_table(self._surplus(number), drawn.surplus, "annotated", **self.provenance)
-        io.write_json(
+            write_table(self._surplus(number), drawn.surplus, "annotated", **self.provenance)
+        write_json(
             self._state(number),
             {
                 "measured": drawn.measured,
@@ -130,14 +131,14 @@ class Rounds:
 
     def write_ahead(self, number: int, rows: list[dict[str, Any]]) -> None:
         """Store the rollouts of a round that was drawn ahead."""
-        io.write_table(self._ahead(number), rows, "rollouts", **self.provenance)
+        write_table(self._ahead(number), rows, "rollouts", **self.provenance)
 
     def read_ahead(self, number: int, policy_version: str) -> list[dict[str, Any]] | None:
         """The stored rollouts of a round; None where there are none by `policy_version`."""
         if not self._ahead(number).exists():
             return None
         try:
-            rows: list[dict[str, Any]] = io.read_table(self._ahead(number), "rollouts").to_pylist()
+            rows: list[dict[str, Any]] = read_table(self._ahead(number), "rollouts").to_pylist()
         except InputError as error:
             log.warning("%s", error)
             return None
@@ -145,7 +146,7 @@ class Rounds:
 
     def assemble(self, count: int, out: Path) -> None:
         """Make folder `out` of the first `count` rounds."""
-        io.assemble(self.folder, out, [io.shard_name(number) for number in range(count)])
+        tables.assemble(self.folder, out, [shard_name(number) for number in range(count)])
 
     def _surplus(self, number: int) -> Path:
         return self.folder / f"surplus-{number:05d}.parquet"
@@ -154,9 +155,9 @@ class Rounds:
         return self.folder / f"ahead-{number:05d}.parquet"
 
     def _state(self, number: int) -> Path:
-        return self.folder / io.shard_name(number).replace(".parquet", ".json")
+        return self.folder / shard_name(number).replace(".parquet", ".json")
 
 
 def round_seed(seed: int, number: int) -> int:
     """A seed a round, below 2**63, a function of the run's seed and the round alone."""
-    return int(io.text_hash("round", str(seed), str(number))[:15], 16)
+    return int(text_hash("round", str(seed), str(number))[:15], 16)

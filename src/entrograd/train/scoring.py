@@ -18,7 +18,7 @@ from entrograd.models.forward import TokenValues, batches, completion_logprobs, 
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedForward:
     """Logprobs of some rows of a round under the weights that sampled, with their graph."""
 
     rows: Tensor  # [n] long, indexes of the round's rows
@@ -42,7 +42,7 @@ class Scoring:
         self.model, self.temperature = model, temperature
         self.train_budget, self.score_budget = train_budget, score_budget
         self.share_prompts = share_prompts
-        self._kept: Kept | None = None
+        self._kept: CachedForward | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[TokenValues]:
         """(logprobs, entropies) of each row's completion, in nats. Which rows keep their graph
@@ -66,7 +66,7 @@ class Scoring:
                 self.temperature,
                 self.share_prompts,
             )
-            self._kept = Kept(torch.tensor(kept), flat)
+            self._kept = CachedForward(torch.tensor(kept), flat)
             values |= zip(kept, token_lists(flat.detach(), entropies, parts), strict=True)
         scored = score(
             self.model,
@@ -78,7 +78,7 @@ class Scoring:
         values |= zip(rest, scored, strict=True)
         return [values[i] for i in range(len(rows))]
 
-    def take(self) -> Kept | None:
+    def take(self) -> CachedForward | None:
         """What the last call kept, once: after an update the weights are others."""
         kept, self._kept = self._kept, None
         return kept

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from entrograd import io
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.models.load import load_model, resolve_device, resolve_dtype, write
-from entrograd.params import Lora
-from entrograd.params import Optimizer as OptimizerParams
+from entrograd.storage.files import atomic_folder
+from entrograd.storage.tables import write_table
 from entrograd.train.lora import add_adapters, merge, plain_model
 from entrograd.train.optimizer import Optimizer
+from entrograd.train.params import Lora
+from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.processes import ALONE, Processes
 from entrograd.train.sharding import collected, shard, whole
 
@@ -33,7 +34,7 @@ class Policy:
         dtype: str,
         device: str,
         params: OptimizerParams,
-        steps: int,
+        updates: int,
         lora: Lora | None = None,
         seed: int = 0,
         processes: Processes = ALONE,
@@ -61,7 +62,7 @@ class Policy:
                 weight.data = weight.data.to(compute)
         if params.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
-        self.optimizer = Optimizer(self.model, masters, params, steps)
+        self.optimizer = Optimizer(self.model, masters, params, updates)
         self._plain: Any = None
 
     def sampler(self) -> Any:
@@ -86,7 +87,7 @@ class Policy:
         weights = collected(self.optimizer.masters, self.processes.main)
         if not self.processes.main:
             return
-        with io.atomic_folder(path) as folder:
+        with atomic_folder(path) as folder:
             self._write(weights, tokenizer, folder)
             if best is not None:  # second: a float32 model's weights are the masters themselves
                 self._write(best, tokenizer, folder / "best")
@@ -113,7 +114,7 @@ def bad_batch_kept(rows: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[
         yield
     except NonFiniteError as error:
         path = folder / "nonfinite.parquet"
-        io.write_table(path, [dict(row) for row in rows], "annotated", error=str(error))
+        write_table(path, [dict(row) for row in rows], "annotated", error=str(error))
         raise NonFiniteError(
             f"{error}. The update was not made; its batch is in {path}. Lower optimizer.lr, "
             "compute in float32 (dtype), or leave those prompts out"

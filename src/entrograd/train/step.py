@@ -14,7 +14,7 @@ from entrograd.models.forward import completion_logprobs
 from entrograd.train.batch import Examples, micro_batches
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.processes import ALONE, Processes
-from entrograd.train.scoring import Kept
+from entrograd.train.scoring import CachedForward
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def train_step(
     recipe: Recipe,
     examples: Examples,
     settings: StepSettings,
-    kept: Kept | None = None,
+    kept: CachedForward | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Update `model` once on whole groups; returns the step's diagnostics.

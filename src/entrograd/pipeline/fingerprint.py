@@ -1,0 +1,123 @@
+"""What unfinished work belongs to: stage, parameters, inputs and code. Work is continued only
+where all four are the same, so that what comes out is what one uninterrupted run gives."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from entrograd.storage.files import read_json
+from entrograd.storage.hashing import sha256, text_hash
+
+log = logging.getLogger("entrograd")
+
+FILE = "fingerprint.json"
+LONGEST_VALUE = 60  # characters of a value that a difference shows
+MOST_DIFFERENCES = 8  # parameters that are listed
+
+
+def fingerprint(
+    stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], roles: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The identity of a run. `inputs`: path -> sha256; where they lie does not matter, so their
+    hashes in the order of the arguments count. `roles`: which inputs were given."""
+    known = {
+        "stage": stage,
+        "params": params,
+        "inputs": inputs,
+        "contents": list(inputs.values()),  # a JSON file keeps the order of a list alone
+        "roles": roles,
+        "code": code_hash(),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
+    return plain
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """16 hex digits that differ where anything differs that could change a result."""
+    parts = [identity["params"], identity["roles"], identity["contents"]]
+    text = json.dumps(parts, sort_keys=True)
+    return text_hash(identity["stage"], text, identity["code"])[:16]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed from one origin to another, a phrase each: the first parameters with both
+    values, every input whose content differs, the code."""
+    changed = [] if before["stage"] == now["stage"] else [f"stage {before['stage']}"]
+    old, new = dict(_leaves(before["params"])), dict(_leaves(now["params"]))
+    others = [
+        f"{name} {_short(old.get(name, 'absent'))} -> {_short(new.get(name, 'absent'))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, "absent") != new.get(name, "absent")
+    ]
+    changed += others[:MOST_DIFFERENCES]
+    if more := others[MOST_DIFFERENCES:]:
+        changed.append(f"and {len(more)} more parameters")
+    if before.get("contents") != now["contents"]:
+        was = set(before["inputs"].values())
+        others = [path for path, digest in now["inputs"].items() if digest not in was]
+        changed.append(f"the content of {', '.join(others) or 'the inputs'}")
+    elif before["roles"] != now["roles"]:
+        changed.append("which inputs were given")
+    if before["code"] != now["code"]:
+        changed.append("the code of entrograd")
+    return changed
+
+
+def note_other_work(work: Path, now: Mapping[str, Any]) -> None:
+    """Say of each unfinished run of this stage that is not continued what is different now."""
+    mine = f"{now['stage']}-{key(now)}"
+    if (work / mine).exists():
+        return
+    for file in sorted(work.glob(f"{now['stage']}-*/{FILE}")):
+        if not _begun(file.parent):
+            continue
+        log.warning(
+            "%s holds unfinished work that is not continued: changed since: %s. This run starts "
+            "anew; undo the change to go on there, or remove that folder",
+            file.parent,
+            "; ".join(differences(read_json(file), now)),
+        )
+
+
+@contextmanager
+def kept_if_begun(folder: Path) -> Iterator[None]:
+    """Remove the folder at the end of the block, however it ends, where it holds nothing to go on
+    with."""
+    try:
+        yield
+    finally:
+        if not _begun(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is work in it: more than its origin, and half-written files."""
+    return any(file.name != FILE for file in folder.glob("[!.]*"))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its name; those of a list are numbered."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping):
+        for part, inner in value.items():
+            yield from _leaves(inner, f"{name}.{part}".strip("."))
+    else:
+        yield name, value
+
+
+def code_hash() -> str:
+    """The sha256 of this package's source: resume state of other code is never continued."""
+    root = Path(__file__).parent.parent
+    return text_hash(*(f"{f.relative_to(root)} {sha256(f)}" for f in sorted(root.rglob("*.py"))))

@@ -1,0 +1,114 @@
+"""Parquet tables and folders of shards, whose manifest is written last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from entrograd.errors import InputError
+from entrograd.storage import schemas
+from entrograd.storage.files import atomic, atomic_folder, read_json, write_json
+from entrograd.storage.hashing import sha256
+
+MANIFEST = ".manifest.json"  # hidden: `datasets` and pyarrow open a folder of shards as it is
+
+
+def write_table(
+    path: Path | str, rows: Sequence[Mapping[str, Any]] | pa.Table, name: str, **provenance: Any
+) -> None:
+    """Rows as a Parquet file of schema `name`; `provenance` goes to the file's metadata as JSON.
+
+    The bytes depend on the rows and the provenance alone: give it nothing that varies between
+    two equal runs.
+    """
+    schema = schemas.TABLES[name]
+    if isinstance(rows, pa.Table):
+        table = schemas.validate(rows, name, str(path))
+    else:
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        table = schemas.validate(table, name, str(path))
+    metadata = {
+        "entrograd.table": name,
+        "entrograd.version": schemas.VERSION,
+        "entrograd.provenance": json.dumps(provenance, sort_keys=True),
+    }
+    with atomic(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def read_table(path: Path | str, name: str) -> pa.Table:
+    """The table in a Parquet file or in a folder of shards (by its manifest, or, made elsewhere,
+    all *.parquet in name order), validated against schema `name`."""
+    path = Path(path)
+    if path.is_dir():
+        files = shard_files(path)
+        return pa.concat_tables(read_table(file, name) for file in files)
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; it should hold a {name} table") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file: {error}") from None
+    return schemas.validate(table, name, str(path))
+
+
+def provenance(path: Path | str) -> dict[str, Any]:
+    """What `write_table` was told of the table's origin ({} for tables made elsewhere)."""
+    path = Path(path)
+    if path.is_dir():
+        path = shard_files(path)[0]
+    metadata = pq.read_schema(path).metadata or {}
+    value: dict[str, Any] = json.loads(metadata.get(b"entrograd.provenance", b"{}"))
+    return value
+
+
+def shard_name(index: int) -> str:
+    """The file name of shard `index`."""
+    return f"shard-{index:05d}.parquet"
+
+
+def write_manifest(folder: Path | str) -> None:
+    """Name every shard of a folder with its row count and sha256: the last file to be written."""
+    folder = Path(folder)
+    shards = [
+        {"file": file.name, "rows": pq.read_metadata(file).num_rows, "sha256": sha256(file)}
+        for file in sorted(folder.glob("*.parquet"))
+    ]
+    write_json(folder / MANIFEST, {"version": schemas.VERSION, "shards": shards})
+
+
+def shard_files(folder: Path | str) -> list[Path]:
+    """The shards of a folder, in order; InputError where one is absent or not as written."""
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists():
+        files = sorted(folder.glob("*.parquet"))
+        if not files:
+            raise InputError(f"{folder}: no {MANIFEST} and no *.parquet; give a folder of shards")
+        return files
+    listed = read_json(folder / MANIFEST)["shards"]
+    for shard in listed:
+        file = folder / shard["file"]
+        if not file.exists() or sha256(file) != shard["sha256"]:
+            raise InputError(f"{file}: absent or changed since {MANIFEST}; run its stage again")
+    return [folder / shard["file"] for shard in listed]
+
+
+def assemble(work: Path, out: Path, shards: Sequence[str]) -> None:
+    """Make folder `out` of finished shards in `work`: linked or copied, manifest last, at once.
+
+    `work` keeps its shards until its stage has ended, so a crash here loses nothing.
+    """
+    with atomic_folder(out) as folder:
+        for shard in shards:
+            try:
+                os.link(work / shard, folder / shard)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(work / shard, folder / shard)
+        write_manifest(folder)
