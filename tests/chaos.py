@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from conftest import ROOT, write_prompts, write_tiny_model
+from conftest import ROOT, SHIPPED, write_prompts, write_tiny_model
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked child must not share a pool of threads
 
@@ -41,8 +41,8 @@ def prepare(folder: Path) -> None:
 
     # Digits only, so that answers are compared as numbers: no grading process starts.
     write_tiny_model(folder / "model", characters="0123456789 =\n")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    checkpoint = {"max_fraction": 1.0, "keep_best": "reward_mean"}
+    params = yaml.safe_load(SHIPPED.read_text())
+    checkpoint = {"keep_best": "reward_mean"}
     params["rollout"].update(group_size=4, dtype="float32")
     params["rollout"]["sampling"].update(max_new_tokens=3)
     params["train_offline"].update(
@@ -56,6 +56,8 @@ def prepare(folder: Path) -> None:
         rounds=5, prompts_per_round=4, epochs_per_round=2, dtype="float32", optimizer={"lr": 0.01}
     )
     params["train_online"]["checkpoint"] = checkpoint
+    often = {"checkpoint": {"max_fraction": 1.0}}
+    params["execution"] = {"train_offline": often, "train_online": often}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     write_prompts(folder / "prompts.parquet", 10)
     draw = random.Random(0)

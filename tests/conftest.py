@@ -27,6 +27,7 @@ from entrograd.params import Section
 from entrograd.pipeline.sections import Params
 
 ROOT = Path(__file__).parent.parent
+SHIPPED = Path(__file__).parent / "params.yaml"  # valid parameters; those in ROOT are the user's
 CHARACTERS = "\n 0123456789+-*/=().,:?!abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\\{}$_^"
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
 CHAT_TEMPLATE = (

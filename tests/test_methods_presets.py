@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import SHIPPED
 from test_methods import group
 from test_methods_invariants import HEADS, make_batch
 
@@ -251,7 +251,7 @@ class TestParametersWithoutEffect:
     def test_the_parameters_as_shipped_fit_any_method(
         self, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        shipped = yaml.safe_load((ROOT / "params.yaml").read_text())["method"]
+        shipped = yaml.safe_load(SHIPPED.read_text())["method"]
         for section in ({**shipped, "name": name}, {**shipped, "name": name, "modulation": "none"}):
             choose(**section)
         assert not caplog.text

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import SHIPPED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_annotate_stage import SETTINGS, Files
@@ -287,7 +287,7 @@ class TestStages:
 
 
 def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = SHIPPED.read_text()
     file = tmp_path / "params.yaml"
     for old, new, message in (
         ("  name: gtpo\n", "  name: encore\n", "annotate.heads: method encore"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, online_hashes, write_prompts
+from conftest import SHIPPED, online_hashes, write_prompts
 
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.params import MethodParams
@@ -398,7 +398,8 @@ class TestOnline:
 
 def pipeline_params(**sections: Any) -> Params:
     """The project's own params.yaml in float32, with blocks of some sections replaced."""
-    data = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data = yaml.safe_load(SHIPPED.read_text())
+    del data["execution"]
     for name in ("rollout", "annotate", "train_offline", "train_online", "evaluate"):
         data[name]["dtype"] = "float32"
     for name, block in sections.items():
