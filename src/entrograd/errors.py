@@ -16,3 +16,10 @@ class NonFiniteError(InputError):
 class Unfinished(Exception):
     """Part of a stage's work is left to other runs: its outputs are not there yet, what it did is
     kept."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python had not enough memory: CUDA, the CPU's allocator and oneDNN each
+    say so in their own words."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "not create a memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from entrograd.errors import InputError
-from entrograd.pipeline.modules import PACKAGE, REGISTRY, modules, named
+from entrograd.pipeline.modules import PACKAGE, REGISTRY, components, modules
 
 ROOT = PACKAGE.parent.parent
 
@@ -26,12 +26,6 @@ def code(script: Path) -> list[str]:
     if REGISTRY in files:
         files |= components()
     return sorted(file.relative_to(ROOT).as_posix() for file in files)
-
-
-def components() -> set[Path]:
-    """The files of all components of methods, and what they import."""
-    files = named(REGISTRY) | {f for f in REGISTRY.parent.glob("*.py") if f.stat().st_size}
-    return files.union(*map(modules, files))
 
 
 def with_code(text: str) -> str:

@@ -34,6 +34,12 @@ def modules(file: Path) -> set[Path]:
     return {path for path in reached if path.stat().st_size}
 
 
+def components() -> set[Path]:
+    """The files of all components of methods, and what they import."""
+    files = named(REGISTRY) | {f for f in REGISTRY.parent.glob("*.py") if f.stat().st_size}
+    return files.union(*map(modules, files))
+
+
 def imported(file: Path) -> set[Path]:
     """The files of the package that `file` itself imports."""
     files: set[Path] = set()
