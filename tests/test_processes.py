@@ -73,7 +73,8 @@ def test_two_processes_train_as_one(runs: Path, stage: str, sharded: bool) -> No
     assert "process 1 of 2" in log
     assert "process 2 of 2" in log
     assert ("each with a part of the weights" in log) == sharded
-    assert log.count(" rounds of ") == 1  # one process speaks
+    unit = "rounds" if stage == "train_online" else "updates"
+    assert log.count(f" {unit} of ") == 1  # one process speaks
     assert not list((two / "work").iterdir())
     if stage == "train_online":
         tables = [read_table(place / "rounds", "annotated") for place in (one, two)]
