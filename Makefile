@@ -64,7 +64,7 @@ test-vllm:  ## the tests of vLLM itself, on the CPU, in .venv-vllm
 	@.venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 chaos: setup  ## kill training N times at random instants (N=100) and compare the outputs
-	@python tests/chaos.py --kills $(or $(N),100)
+	@PYTHONPATH=tests python -m helpers.chaos --kills $(or $(N),100)
 
 lint: setup  ## ruff: rules and format
 	@ruff check .

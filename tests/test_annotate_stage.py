@@ -15,38 +15,19 @@ from typing import Any
 
 import pytest
 
-from entrograd.annotate.annotate import annotate
 from entrograd.annotate.clusters import by_answer
 from entrograd.annotate.groups import annotate_rows
-from entrograd.annotate.params import Alarms, AnnotateParams
+from entrograd.annotate.params import Alarms
 from entrograd.annotate.summary import check_alarms, summarise_rows
 from entrograd.errors import InputError
 from entrograd.models.load import load_model
 from entrograd.rewards.verify.grade import STATUSES, Grader
-from entrograd.rollout.params import Sampling
 from entrograd.storage.files import read_json
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import provenance, read_table, shard_name, write_manifest, write_table
+from helpers.annotation import PROMPT_IDS, SETTINGS, Files, known, prompts_table, rollout
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = AnnotateParams(dtype="float32", device="cpu")
-PROMPT_IDS = [10, 11, 12]
-
-
-def rollout(prompt: str, sample: int, text: str, **other: Any) -> dict[str, Any]:
-    """A row of the rollouts table; the tokens are those of the tiny model, one a character."""
-    return {
-        "prompt_id": prompt,
-        "sample_index": sample,
-        "prompt_ids": PROMPT_IDS,
-        "completion_ids": [3 + ord(character) % 60 for character in text],
-        "completion_text": text,
-        "sampling_logprobs": None,
-        "finish_reason": "stop",
-        "seed": 0,
-        "policy_version": "elsewhere",
-        **other,
-    }
 
 
 def fake_score(rows: list[dict[str, Any]]) -> list[tuple[list[float], list[float]]]:
@@ -58,25 +39,6 @@ def fake_score(rows: list[dict[str, Any]]) -> list[tuple[list[float], list[float
         )
         for row in rows
     ]
-
-
-def known(answers: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    return {
-        prompt: {
-            "prompt_id": prompt,
-            "source": "test",
-            "split": "train",
-            "problem": prompt,
-            "answers": accepted,
-            "prompt_text": prompt,
-        }
-        for prompt, accepted in answers.items()
-    }
-
-
-def prompts_table(path: Path, answers: dict[str, list[str]]) -> Path:
-    write_table(path, list(known(answers).values()), "prompts")
-    return path
 
 
 class TestRows:
@@ -142,43 +104,6 @@ class TestRows:
 
 
 # --- the stage -------------------------------------------------------------------------------
-
-
-class Files:
-    """Prompts and sharded rollouts on disk, and where outputs go."""
-
-    def __init__(self, folder: Path, model: Path, shards: int = 3) -> None:
-        self.folder, self.model = folder, model
-        names = [f"p{i}" for i in range(2 * shards)]
-        self.prompts = prompts_table(folder / "prompts.parquet", {n: ["12"] for n in names})
-        self.rollouts = folder / "rollouts"
-        self.rollouts.mkdir()
-        for index in range(shards):
-            rows = [
-                rollout(name, sample, text)
-                for name in names[2 * index : 2 * index + 2]
-                for sample, text in enumerate(["12\n", "13\n", "12.0\n7 + 5", "no\n"])
-            ]
-            self.write(index, rows)
-        write_manifest(self.rollouts)
-
-    def write(self, index: int, rows: list[dict[str, Any]], temperature: float = 0.7) -> None:
-        sampling = Sampling(temperature=temperature).model_dump()
-        write_table(self.rollouts / shard_name(index), rows, "rollouts", sampling=sampling)
-
-    def run(self, resume: Path, out: str = "out", settings: AnnotateParams = SETTINGS) -> str:
-        place = self.folder / out
-        return annotate(
-            settings,
-            self.prompts,
-            self.rollouts,
-            self.model,
-            place / "annotated",
-            place / "groups.parquet",
-            place / "annotate.json",
-            place / "reward_heads.json",
-            resume,
-        )
 
 
 @pytest.fixture

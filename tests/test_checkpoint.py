@@ -8,27 +8,21 @@ import json
 import os
 import random
 import resource
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_prompts
-from test_train import annotated_rows, pipeline_params, policy
 
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.base import Recipe
 from entrograd.models.load import load_model, policy_version
 from entrograd.pipeline import fingerprint
-from entrograd.pipeline.sections import Params
 from entrograd.storage.files import write_json
-from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import read_table, shard_name, write_table
 from entrograd.train import checkpoint as checkpoint_module
 from entrograd.train import offline as offline_module
-from entrograd.train import online as online_module
 from entrograd.train import step as step_module
 from entrograd.train.checkpoint import (
     CheckpointError,
@@ -44,83 +38,17 @@ from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.required_columns import COLUMNS
 from entrograd.train.rounds import PromptOrder, Round, Rounds
 from entrograd.train.setup import Policy
-
-ALWAYS = {"max_fraction": 1.0}
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does: no handler of the project catches it."""
-
-
-def params(**checkpoint: Any) -> Params:
-    block = {**ALWAYS, **checkpoint}
-    return pipeline_params(
-        method={"name": "gtpo"},
-        rollout={"group_size": 4, "sampling": {"max_new_tokens": 2}},
-        train_offline={"epochs": 4, "prompts_per_update": 1, "checkpoint": block},
-        train_online={
-            "rounds": 4,
-            "prompts_per_round": 3,
-            "epochs_per_round": 2,
-            "optimizer": {"lr": 0.01, "schedule": "linear", "warmup_updates": 2},
-            "checkpoint": block,
-        },
-    )
-
-
-def run_offline(params: Params, model: Path, folder: Path) -> dict[str, str]:
-    """Train on the two groups of `annotated_rows`; the hashes of all outputs."""
-    if not (folder / "rows.parquet").exists():
-        rows = annotated_rows()
-        rows[4]["reward"] = 1.0  # both groups have a signal
-        write_table(folder / "rows.parquet", rows, "annotated")
-    offline_module.train_offline(
-        params.train_offline,
-        params.method,
-        model,
-        folder / "rows.parquet",
-        folder / "out",
-        folder / "curve.csv",
-        folder / "resume",
-    )
-    return {name: sha256(folder / name) for name in ("out", "curve.csv")}
-
-
-def run_online(params: Params, model: Path, folder: Path) -> dict[str, str]:
-    if not (folder / "prompts.parquet").exists():
-        write_prompts(folder / "prompts.parquet", 8)
-    online_module.train_online(
-        params,
-        model,
-        folder / "prompts.parquet",
-        folder / "out",
-        folder / "rounds",
-        folder / "curve.csv",
-        folder / "resume",
-    )
-    return {name: sha256(folder / name) for name in ("out", "rounds", "curve.csv")}
-
-
-RUNS: dict[str, Callable[[Params, Path, Path], dict[str, str]]] = {
-    "offline": run_offline,
-    "online": run_online,
-}
-MODULES = {"offline": offline_module, "online": online_module}
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, kind: str, update: int) -> list[int]:
-    """Kill the run before its `update`-th update from now; counts the updates it makes."""
-    real = MODULES[kind].train_step
-    made: list[int] = []
-
-    def counted(*args: Any) -> dict[str, float]:
-        if len(made) == update:
-            raise Killed
-        made.append(1)
-        return real(*args)
-
-    monkeypatch.setattr(MODULES[kind], "train_step", counted)
-    return made
+from helpers.tables import annotated_rows
+from helpers.training import (
+    ALWAYS,
+    RUNS,
+    Killed,
+    params,
+    pipeline_params,
+    policy,
+    run_offline,
+    stop_at,
+)
 
 
 @pytest.mark.parametrize("kind", RUNS)

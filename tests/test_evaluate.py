@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import CHAT_TEMPLATE
 
 from entrograd.data.params import FileSource, PromptFormat
 from entrograd.data.prompt import render
@@ -32,6 +31,7 @@ from entrograd.rollout.params import Sampling
 from entrograd.storage.files import read_json
 from entrograd.storage.hashing import sha256, text_hash
 from entrograd.storage.tables import read_table, shard_files, shard_name, write_table
+from helpers.tiny_model import CHAT_TEMPLATE
 
 FORMAT = PromptFormat(style="few_shot", template="{problem} = {answer}\n")
 ROOT = Path(__file__).parent.parent

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from golden.make import FOLDER, SETTINGS, UPDATES, batch, choose, float64_model, trajectory
 
 from entrograd.methods.registry import METHODS
 from entrograd.train import step
 from entrograd.train.batch import Examples
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
+from golden.make import FOLDER, SETTINGS, UPDATES, batch, choose, float64_model, trajectory
 
 EVERY = pytest.mark.parametrize("name", list(METHODS))
 

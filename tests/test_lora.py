@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden.make import SETTINGS, batch, choose, float64_model
 from safetensors.torch import load_file
-from test_checkpoint import RUNS, Killed, params, stop_at
 
 from entrograd.errors import InputError
 from entrograd.models.forward import completion_logprobs
@@ -22,6 +20,8 @@ from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Lora
 from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.setup import Policy
+from golden.make import SETTINGS, batch, choose, float64_model
+from helpers.training import RUNS, Killed, params, stop_at
 
 LORA = Lora(rank=4, alpha=6)
 

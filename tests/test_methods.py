@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,55 +21,11 @@ from entrograd.methods.registry import recipe
 from entrograd.numerics.ratings import rating_entropy
 from entrograd.params import check
 from entrograd.report.curves import METRICS
-
-Rows = Sequence[Sequence[float]]
-
-
-def pad(rows: Rows) -> Tensor:
-    """[B, T] float64, NaN at padding."""
-    padded = torch.full((len(rows), max(map(len, rows))), math.nan, dtype=torch.float64)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    return padded
-
-
-def group(rewards: Sequence[float], entropies: Rows | None = None, **columns: Any) -> Batch:
-    """One group in float64; lists of lists are padded."""
-    tensors = {
-        name: pad(rows)
-        for name, rows in columns.items()
-        if name in ("old_logprobs", "ref_logprobs")
-    }
-    shape = (
-        pad(entropies) if entropies else tensors.get("old_logprobs", torch.zeros(len(rewards), 1))
-    )
-    ids = columns.get("cluster_ids")
-    heads = columns.get("reward_heads")
-    return Batch(
-        completion_mask=~shape.isnan(),
-        groups=torch.zeros(len(rewards), dtype=torch.long),
-        rewards=torch.tensor(rewards, dtype=torch.float64),
-        old_logprobs=tensors.get("old_logprobs", torch.zeros_like(shape).double()),
-        ref_logprobs=tensors.get("ref_logprobs"),
-        entropies=pad(entropies) if entropies else None,
-        cluster_ids=None if ids is None else torch.tensor(ids),
-        answered=columns.get("answered"),
-        reward_heads=None if heads is None else torch.tensor(heads, dtype=torch.float64),
-        head_names=columns.get("head_names", ()),
-    )
+from helpers.method_batches import assert_rows, group, ragged
 
 
 def choose(name: str, **section: Any) -> Any:
     return recipe(check(MethodParams, {"name": name, **section}, "method"))
-
-
-def ragged(values: Tensor, batch: Batch) -> list[list[float]]:
-    return [row[mask].tolist() for row, mask in zip(values, batch.completion_mask, strict=True)]
-
-
-def assert_rows(found: Tensor, batch: Batch, expected: Rows, tolerance: float = 1e-5) -> None:
-    for row, wanted in zip(ragged(found, batch), expected, strict=True):
-        assert row == pytest.approx(list(wanted), abs=tolerance)
 
 
 class TestGrpoAdvantage:

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from golden.make import SETTINGS, batch, choose, float64_model
-from test_methods import assert_rows, group, pad
 from torch import Tensor
 
 from entrograd.methods import asr
@@ -24,6 +22,8 @@ from entrograd.params import check
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.step import train_step
+from golden.make import SETTINGS, batch, choose, float64_model
+from helpers.method_batches import assert_rows, group, pad
 
 
 def scored(rewards: list[float], scores: list[list[float]], **columns: Any) -> Batch:

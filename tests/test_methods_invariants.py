@@ -25,44 +25,14 @@ from entrograd.methods.diagnostics import diagnostics
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import METHODS, PLAIN, recipe
 from entrograd.params import check
+from helpers.method_batches import HEADS, make_batch
 
-HEADS = {"encore": {"entropies": {"format": 0.4, "brevity": 1.1}}}
 EVERY = pytest.mark.parametrize("name", list(METHODS))
 MAX_LENGTH = 9
 
 
 def choose(name: str, **section: Any) -> Recipe:
     return recipe(check(MethodParams, {"name": name, **HEADS, **section}, "method"))
-
-
-def make_batch(seed: int, sizes: tuple[int, ...] = (4, 1, 3, 5), longest: int = 6) -> Batch:
-    """Ragged random groups, interleaved, every column filled, NaN at padding."""
-    generator = torch.Generator().manual_seed(seed)
-    count = sum(sizes)
-    groups = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    groups = groups[torch.randperm(count, generator=generator)]
-    lengths = torch.randint(1, longest + 1, (count,), generator=generator)
-    mask = torch.arange(longest) < lengths[:, None]
-
-    def tokens(scale: float, shift: float) -> Tensor:
-        values = torch.rand(count, longest, generator=generator, dtype=torch.float64)
-        return (shift + scale * values).masked_fill(~mask, math.nan)
-
-    return Batch(
-        completion_mask=mask,
-        groups=groups,
-        rewards=torch.randint(0, 2, (count,), generator=generator).double(),
-        old_logprobs=tokens(-3, 0),
-        entropies=tokens(2, 0),
-        cluster_ids=torch.randint(0, 3, (count,), generator=generator),
-        sampling_logprobs=tokens(-3, 0),
-        ref_logprobs=tokens(-3, 0),
-        reward_heads=torch.randint(0, 5, (count, 2), generator=generator).double() / 4,
-        head_names=("format", "brevity"),
-        names=tuple(f"prompt-{int(g)}" for g in groups),
-        answered=torch.rand(count, generator=generator) > 0.2,
-        token_scores=tokens(2, -1),
-    )
 
 
 def current(batch: Batch, seed: int = 7, spread: float = 0.4) -> Tensor:

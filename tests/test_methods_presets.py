@@ -13,15 +13,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import yaml
-from conftest import ROOT
-from test_methods import group
-from test_methods_invariants import HEADS, make_batch
 
 from entrograd.errors import InputError
 from entrograd.methods.options import read_by
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import METHODS, recipe
 from entrograd.params import check
+from helpers.method_batches import HEADS, group, make_batch
+from helpers.paths import ROOT
 
 LOSS = {
     "kl_coefficient": 0.0,

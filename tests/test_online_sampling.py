@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import online_hashes, write_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import pipeline_params
 
 from entrograd.errors import InputError
 from entrograd.methods.base import Batch
@@ -28,6 +26,8 @@ from entrograd.train.mismatch import gate, measure
 from entrograd.train.params import DynamicSampling, MismatchGate
 from entrograd.train.required_columns import COLUMNS
 from entrograd.train.rounds import PromptOrder
+from helpers.tables import write_prompts
+from helpers.training import online_hashes, pipeline_params
 
 
 def gap_batch(old: list[list[float]], sampling: list[list[float]], lengths: list[int]) -> Batch:
@@ -226,7 +226,7 @@ class TestPromptOrderTake:
 
 
 def test_signal_is_what_the_method_makes_of_a_group() -> None:
-    from test_train import annotated_rows
+    from helpers.tables import annotated_rows
 
     rows = annotated_rows()
     groups = [[r for r in rows if r["prompt_id"] == name] for name in ("p0", "p1")]

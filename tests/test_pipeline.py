@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+
+from helpers.paths import ROOT
 
 OUTPUTS = [
     "models/base",

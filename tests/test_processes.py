@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from chaos import STAGES, command
-from conftest import ROOT
 from safetensors.torch import load_file
 
 from entrograd.errors import InputError
@@ -19,6 +17,8 @@ from entrograd.storage.tables import read_table
 from entrograd.train.params import Lora, Optimizer
 from entrograd.train.processes import Processes, connect, own_rows
 from entrograd.train.setup import Policy
+from helpers.chaos import STAGES, command
+from helpers.paths import ROOT
 
 
 def run(words: list[str], place: Path) -> str:
@@ -36,9 +36,9 @@ def run(words: list[str], place: Path) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tests/two_processes.py wrote."""
+    """What helpers/two_processes.py wrote."""
     folder = tmp_path_factory.mktemp("runs")
-    run([sys.executable, str(ROOT / "tests/two_processes.py"), str(folder)], folder)
+    run([sys.executable, "-m", "helpers.two_processes", str(folder)], ROOT / "tests")
     return folder
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_tiny_model
-from test_train import annotated_rows, pipeline_params
 
 from entrograd.errors import InputError
 from entrograd.methods.params import MethodParams
@@ -21,6 +19,9 @@ from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
 from entrograd.train.reference import load_reference
 from entrograd.train.step import StepSettings
+from helpers.tables import annotated_rows
+from helpers.tiny_model import write_tiny_model
+from helpers.training import pipeline_params
 
 SETTINGS = StepSettings(temperature=0.7, max_length=4, token_budget=1000)
 KL = {"name": "grpo", "grpo": {"kl_coefficient": 0.3}}

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from entrograd.errors import InputError
 from entrograd.params import check
@@ -26,6 +25,7 @@ from entrograd.report import curves, plots, samples, settings, tables
 from entrograd.report.browser import Inputs, report
 from entrograd.storage.files import read_json, write_csv, write_json
 from entrograd.storage.tables import shard_name, write_manifest, write_table
+from helpers.paths import ROOT
 
 SUMMARY = {
     "base": {"n": 4, "accuracy": 0.25, "ci_low": 0.05, "ci_high": 0.70},

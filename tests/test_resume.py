@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
-from chaos import command, outputs, prepare
-from conftest import ROOT, only
-from test_checkpoint import Killed, stop_at
-from test_evaluate_stage import PARAMS
 
 from entrograd.errors import InputError
 from entrograd.pipeline import fingerprint, runner
 from entrograd.pipeline.runner import Run, run_stage
 from entrograd.storage.hashing import sha256
+from helpers.chaos import command, outputs, prepare
+from helpers.paths import ROOT
+from helpers.stages import PARAMS, only
+from helpers.training import Killed, stop_at
 
 
 @pytest.fixture(autouse=True)

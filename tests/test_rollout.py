@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +25,8 @@ from entrograd.rollout.sampler import draw, filter_logits, uniforms
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import provenance, read_table, shard_name, write_table
+from helpers.paths import ROOT
+from helpers.tables import prompts_table
 
 
 def requests(count: int, samples: int = 2, seed: int = 0) -> list[Request]:
@@ -256,22 +257,6 @@ class TestEngine:
         engine.update_weights(other)
         assert engine.policy_version == policy_version(other) != before
         assert model.model.norm.weight.mean().item() == pytest.approx(2.0)
-
-
-def prompts_table(path: Path, count: int, split: str = "train") -> Path:
-    rows = [
-        {
-            "prompt_id": f"id{i}",
-            "source": "s",
-            "split": split,
-            "problem": f"{i} + 1",
-            "answers": [str(i + 1)],
-            "prompt_text": f"{i} + 1 = ",
-        }
-        for i in range(count)
-    ]
-    write_table(path, rows, "prompts")
-    return path
 
 
 class TestStage:

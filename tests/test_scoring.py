@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import annotated_rows
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from entrograd.methods.params import MethodParams
@@ -22,6 +21,7 @@ from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.scoring import Scoring
 from entrograd.train.step import StepSettings, train_step
+from helpers.tables import annotated_rows
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from entrograd.methods.registry import METHODS
 from entrograd.pipeline import runner
 from entrograd.pipeline.modules import PACKAGE, imported, modules
+from helpers.paths import ROOT
 
 REGISTRY = PACKAGE / "methods" / "registry.py"
 STAGES = sorted((ROOT / "stages").glob("*.py"))
@@ -55,6 +55,15 @@ def test_flows_import_neither_torch_nor_the_library() -> None:
         text = file.read_text()
         assert not imported(file), relative(file)
         assert not re.search(r"^\s*(import|from) torch\b", text, re.MULTILINE), relative(file)
+
+
+def test_no_test_imports_another() -> None:
+    """What two test files need is in tests/helpers, which imports no test."""
+    tests = ROOT / "tests"
+    names = "|".join(file.stem for file in tests.glob("*.py"))
+    line = re.compile(rf"^\s*(?:from|import) (?:tests\.)?(?:{names})\b", re.MULTILINE)
+    for file in tests.rglob("*.py"):
+        assert not line.search(file.read_text()), relative(file)
 
 
 def test_there_is_one_script_a_stage() -> None:

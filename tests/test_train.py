@@ -9,15 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from conftest import ROOT, online_hashes, write_prompts
 
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.params import check
-from entrograd.pipeline.sections import Params
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import read_table, shard_name, write_manifest, write_table
 from entrograd.train.batch import examples, micro_batches
@@ -28,40 +24,10 @@ from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.rounds import PromptOrder, round_seed
 from entrograd.train.setup import Policy
 from entrograd.train.step import StepSettings, train_step
+from helpers.tables import annotated_rows, write_prompts
+from helpers.training import online_hashes, pipeline_params, policy
 
 SETTINGS = StepSettings(temperature=1.0, max_length=4, token_budget=1000)
-
-
-def annotated_rows() -> list[dict[str, Any]]:
-    """Two groups of three: one with a signal, one all wrong; ragged completions."""
-    completions = [[6, 7], [8, 9, 10], [11], [12, 13], [14], [15, 16, 17]]
-    rewards = [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
-    return [
-        {
-            "prompt_id": f"p{i // 3}",
-            "sample_index": i % 3,
-            "prompt_ids": [5, 6, 7 + i // 3],
-            "completion_ids": ids,
-            "completion_text": "x",
-            "sampling_logprobs": None,
-            "finish_reason": "stop",
-            "seed": 0,
-            "policy_version": "v",
-            "answer": str(reward),
-            "reward": reward,
-            "reward_status": "ok",
-            "reward_heads": None,
-            "old_logprobs": [-1.0 - 0.1 * k for k in range(len(ids))],
-            "entropies": [0.5 + 0.1 * k for k in range(len(ids))],
-            "segment_ids": None,
-            "cluster_id": int(reward),
-        }
-        for i, (ids, reward) in enumerate(zip(completions, rewards, strict=True))
-    ]
-
-
-def policy(path: Path, **options: Any) -> Policy:
-    return Policy(path, "float32", "cpu", OptimizerParams(**options), updates=10)
 
 
 class TestOptimizer:
@@ -394,13 +360,3 @@ class TestOnline:
         versions = rounds.column("policy_version").to_pylist()
         assert versions[0] == policy_version(load_model(tiny_model, "float32", "cpu"))
         assert len(set(versions)) > 10  # a step without signal leaves the weights alone
-
-
-def pipeline_params(**sections: Any) -> Params:
-    """The project's own params.yaml in float32, with blocks of some sections replaced."""
-    data = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for name in ("rollout", "annotate", "train_offline", "train_online", "evaluate"):
-        data[name]["dtype"] = "float32"
-    for name, block in sections.items():
-        data[name] = block if name == "method" else {**data[name], **block}
-    return check(Params, data, "")

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import requests as http
 import torch
-from conftest import write_tiny_model
 
 from entrograd.errors import InputError
 from entrograd.models.forward import score
@@ -30,6 +29,7 @@ from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.sampler import filter_logits
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.tables import provenance, read_table, write_table
+from helpers.tiny_model import write_tiny_model
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed", allow_module_level=True)
@@ -272,9 +272,8 @@ def test_online_steps_sample_from_the_weights_just_trained(
 ) -> None:
     """Stage train_online on vLLM: each round's completions come from the weights of the update
     before it or, overlapped, from those before that update."""
-    from test_train import pipeline_params
-
     from entrograd.train.online import train_online
+    from helpers.training import pipeline_params
 
     rows = [
         {

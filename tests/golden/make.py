@@ -20,8 +20,7 @@ import torch
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))  # run as a script, too
 
-from conftest import write_tiny_model  # noqa: E402
-
+import helpers.environment  # noqa: E402, F401
 from entrograd.methods.base import Recipe  # noqa: E402
 from entrograd.methods.params import MethodParams  # noqa: E402
 from entrograd.methods.registry import METHODS, recipe  # noqa: E402
@@ -31,6 +30,7 @@ from entrograd.train.batch import Examples, examples  # noqa: E402
 from entrograd.train.optimizer import Optimizer  # noqa: E402
 from entrograd.train.params import Optimizer as OptimizerParams  # noqa: E402
 from entrograd.train.step import StepSettings, train_step  # noqa: E402
+from helpers.tiny_model import write_tiny_model  # noqa: E402
 
 UPDATES = 20
 SETTINGS = StepSettings(temperature=1.0, max_length=6, token_budget=60)

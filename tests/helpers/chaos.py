@@ -1,6 +1,6 @@
 """Kill training at random instants, again and again, and compare what comes out in the end.
 
-    python tests/chaos.py --kills 100
+    PYTHONPATH=tests python -m helpers.chaos --kills 100
 
 Both training stages run whole once; then each is started, killed with SIGKILL and started again
 until it ends, as often as it takes to use up the kills. Every finished run must have written the
@@ -25,7 +25,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from conftest import ROOT, write_prompts, write_tiny_model
+import helpers.environment  # noqa: F401 - before torch
+from helpers.paths import ROOT
+from helpers.tables import write_prompts
+from helpers.tiny_model import write_tiny_model
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked child must not share a pool of threads
 

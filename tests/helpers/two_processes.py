@@ -1,6 +1,6 @@
 """Train on one and on two processes, kill one kind and finish with the other; into FOLDER:
 
-    python tests/two_processes.py FOLDER
+    PYTHONPATH=tests python -m helpers.two_processes FOLDER
 
 The processes are forked, with the environment that a launcher gives them, from one that has
 imported everything. tests/test_processes.py compares what they wrote.
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from chaos import STAGES, finish, preload, prepare, start
-from conftest import write_tiny_model
+
+from helpers.chaos import STAGES, finish, preload, prepare, start
+from helpers.tiny_model import write_tiny_model
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
@@ -77,7 +78,7 @@ def main(folder: Path) -> None:
     inputs.mkdir()
     prepare(inputs)
     # AdamW divides by the size of a gradient: where that is rounding, the order of sums decides
-    # the sign of an update of size lr. At the 0.01 of tests/chaos.py it outgrows what is compared.
+    # the sign of an update of size lr. At the 0.01 of chaos.py it outgrows what is compared.
     calm = variant(inputs, "calm", train_online={"optimizer": {"lr": 0.0005}})
     reference = write_tiny_model(inputs / "other", seed=5, characters="0123456789 =\n")
     penalty = variant(
