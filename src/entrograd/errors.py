@@ -1,5 +1,10 @@
 """The exceptions users can cause: messages name the file, the row or key, and the remedy."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Something outside the code is wrong: a file, a row, a parameter, a missing package.
@@ -16,3 +21,14 @@ class NonFiniteError(InputError):
 class Unfinished(Exception):
     """Part of a stage's work is left to other runs: its outputs are not there yet, what it did is
     kept."""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the import of a package that only the extra `name` installs: InputError without it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed: pip install 'entrograd[{name}]'"
+        ) from error
