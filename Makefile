@@ -34,12 +34,12 @@ $(READY): pyproject.toml constraints.txt overrides.txt
 run: setup  ## the whole pipeline through DVC, then a summary
 	@entrograd check
 	@dvc repro
-	@python -m entrograd.cli.summary
+	@entrograd summary
 
 flow: setup  ## the same pipeline through Prefect, without a server
 	@entrograd check
 	@python -m flows.pipeline
-	@python -m entrograd.cli.summary
+	@entrograd summary
 
 ui: setup  ## Prefect's server on loopback with the pipeline served; Ctrl-C ends it
 	@python -m flows.serve
@@ -76,9 +76,10 @@ lint: setup  ## ruff: rules and format
 types: setup  ## mypy over everything
 	@mypy
 
-format: setup  ## rewrite the code in the project's format
+format: setup  ## rewrite the code in the project's format, and the lists of code in dvc.yaml
 	@ruff check --fix .
 	@ruff format .
+	@entrograd deps --write
 
 docs: setup  ## write docs/api.md, the public classes and functions with their docstrings
 	@python docs/make_api.py

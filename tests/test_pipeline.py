@@ -143,7 +143,7 @@ def test_summary_has_what_it_promises(clone: Path) -> None:
     assert difference["diff"] == pytest.approx(
         summary["online"]["accuracy"] - summary["base"]["accuracy"]
     )
-    shown = run(clone, sys.executable, "-m", "entrograd.cli.summary")
+    shown = run(clone, sys.executable, "-m", "entrograd.cli.main", "summary")
     assert "report/index.html" in shown
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from entrograd.cli.summary import main
+from entrograd.cli.main import main
 from entrograd.storage.files import read_json, write_json
 
 
@@ -23,7 +23,9 @@ def results(tmp_path: Path) -> Path:
 
 
 def run(results: Path, *more: str) -> int:
-    return main(["--results", str(results), "--params", str(results / "params.yaml"), *more])
+    return main(
+        ["summary", "--results", str(results), "--params", str(results / "params.yaml"), *more]
+    )
 
 
 def test_accuracies_times_and_the_reports_place(
@@ -72,11 +74,16 @@ def test_no_summary_is_an_error_with_its_remedy(
     assert "summary.json: no such file; stage evaluate writes it" in capsys.readouterr().err
 
 
-def test_imports_nothing_heavy() -> None:
-    code = (
-        "import sys, entrograd.cli.summary; print([m for m in ('torch', 'prefect', 'dvc') if m in "
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code + "sys.modules])"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+def test_imports_nothing_heavy(results: Path) -> None:
+    """Nor does `entrograd --help`, which knows every command."""
+    for words in (["--help"], ["summary", "--results", str(results)]):
+        code = (
+            "import sys; from entrograd.cli.main import main\n"
+            f"try: main({words!r})\n"
+            "except SystemExit: pass\n"
+            "print([m for m in ('torch', 'prefect', 'dvc', 'transformers') if m in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", words

@@ -1,4 +1,4 @@
-"""The shape of the project: import directions, and the dependency lists of dvc.yaml."""
+"""The shape of the project: import directions, and the lists of dvc.yaml."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from entrograd.methods.registry import METHODS
-from entrograd.pipeline import runner
+from entrograd.cli.main import main
+from entrograd.pipeline import deps, runner
 from entrograd.pipeline.modules import PACKAGE, imported, modules
 from helpers.paths import ROOT
 
-REGISTRY = PACKAGE / "methods" / "registry.py"
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -33,8 +32,6 @@ FORBIDDEN = {
     "evaluate": {"train", "methods", "report"},
     "report": {"train", "methods", "models", "rollout"},
 }
-# Tracks the method that method.name names; one taken for its credit alone needs its own line.
-CHOSEN = "src/entrograd/methods/${method.name}.py"
 
 
 def relative(file: Path) -> str:
@@ -70,25 +67,67 @@ def test_there_is_one_script_a_stage() -> None:
     assert {file.stem for file in STAGES} == set(PIPELINE)
 
 
-@pytest.mark.parametrize("script", STAGES, ids=lambda path: path.stem)
-def test_dvc_lists_every_module_a_stage_imports(script: Path) -> None:
-    """DVC does not follow imports: a module that is not listed changes results unnoticed."""
-    listed = set(PIPELINE[script.stem]["deps"])
-    needed = {relative(f) for f in {script} | modules(script)}
-    if relative(REGISTRY) in needed:
-        assert CHOSEN in listed
-        needed |= {relative(f) for f in method_files() if f.stat().st_size}
-        needed.discard(relative(REGISTRY))
-    missing, stale = needed - listed, {d for d in listed if d.endswith(".py")} - needed
-    stale -= {CHOSEN}
-    assert not missing, f"dvc.yaml: {script.stem}: add to deps: {sorted(missing)}"
-    assert not stale, f"dvc.yaml: {script.stem}: remove from deps: {sorted(stale)}"
+class TestListsOfCode:
+    """DVC does not follow imports: a file that is not listed changes results unnoticed."""
 
+    def test_they_are_what_deps_writes(self) -> None:
+        text = (ROOT / "dvc.yaml").read_text()
+        assert deps.differences(text, deps.with_code(text)) == []
+        assert deps.with_code(text) == text, "entrograd deps --write"
 
-def method_files() -> set[Path]:
-    """The file of every method, whichever params.yaml names, and those they import."""
-    found = {REGISTRY.parent / f"{name}.py" for name in METHODS}
-    return found.union(*map(modules, found))
+    def test_a_stage_lists_its_script_and_what_it_reaches(self) -> None:
+        listed = set(PIPELINE["rollout"]["deps"])
+        assert listed >= {
+            "stages/rollout.py",
+            "src/entrograd/rollout/rollout.py",
+            "src/entrograd/models/cpu/attention.py",  # through others
+            "src/entrograd/rollout/vllm_worker.py",  # named as text, loaded by vLLM
+        }
+        assert "src/entrograd/train/step.py" not in listed
+        assert "src/entrograd/report/page.html.jinja" in PIPELINE["report"]["deps"]
+
+    def test_only_lines_of_code_change(self) -> None:
+        text = """# a pipeline
+stages:
+  report:   # the last
+    cmd: python stages/report.py
+    deps:
+    - results/summary.json   # what it shows
+    - src/entrograd/gone.py
+    - mine.csv
+    params:
+    - report
+  other:
+    cmd: echo
+    deps:
+    - src/mine.py
+"""
+        after = deps.with_code(text)
+        assert deps.with_code(after) == after
+        kept = [line for line in after.splitlines() if "src/entrograd/" not in line]
+        expected = [line for line in text.splitlines() if "gone" not in line]
+        expected.insert(7, "    - stages/report.py")
+        assert kept == expected
+        said = deps.differences(text, after)
+        assert said[0].startswith("report lacks src/entrograd/__init__.py, ")
+        assert said[1] == "report needs no src/entrograd/gone.py"
+        assert len(said) == 2
+
+    def test_the_command(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(deps, "ROOT", tmp_path)
+        assert main(["deps"]) == 2
+        assert "dvc.yaml: no such file" in capsys.readouterr().err
+        (tmp_path / "stages").mkdir()
+        (tmp_path / "stages" / "a.py").write_text("import os")
+        (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: a\n    deps:\n")
+        assert main(["deps"]) == 2
+        assert "a lacks stages/a.py\nwrite it: entrograd deps --write" in capsys.readouterr().err
+        assert main(["deps", "--write"]) == 0
+        assert capsys.readouterr().out == "dvc.yaml: 1 changes\n"
+        assert (tmp_path / "dvc.yaml").read_text().endswith("    deps:\n    - stages/a.py\n")
+        assert main(["deps"]) == 0
 
 
 @pytest.mark.parametrize("script", STAGES, ids=lambda path: path.stem)

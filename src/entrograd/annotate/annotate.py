@@ -38,7 +38,7 @@ from entrograd.pipeline.shards import chosen_shards, map_shards
 from entrograd.rewards import heads
 from entrograd.rewards.verify.grade import Grader
 from entrograd.storage.files import write_json
-from entrograd.storage.schemas import TABLES
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import (
     assemble,
     provenance,
@@ -146,8 +146,8 @@ def shard_worker(
             except InputError as error:
                 raise InputError(f"{pieces[index].file}: {error}") from None
             return Shard(
-                pa.Table.from_pylist(annotated, TABLES["annotated"]),
-                pa.Table.from_pylist(groups, TABLES["groups"]),
+                pa.Table.from_pylist(annotated, SCHEMAS["annotated"]),
+                pa.Table.from_pylist(groups, SCHEMAS["groups"]),
                 policy,
                 frozenset(row["policy_version"] for row in rows) - {policy},
             )

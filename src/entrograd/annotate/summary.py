@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from entrograd.annotate.params import Alarms
 from entrograd.errors import InputError
 from entrograd.rewards.verify.grade import STATUSES
-from entrograd.storage import schemas
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import read_table
 
 log = logging.getLogger("entrograd")
@@ -43,8 +43,12 @@ def summarise_rows(
             schema=pa.schema([schema.field(name) for name in names]),
         )
         for found, names, schema in (
-            (rows, ("prompt_id", "reward", "reward_status", "entropies"), schemas.ANNOTATED),
-            (groups, ("semantic_entropy_rao",), schemas.GROUPS),
+            (
+                rows,
+                ("prompt_id", "reward", "reward_status", "entropies"),
+                SCHEMAS["annotated"],
+            ),
+            (groups, ("semantic_entropy_rao",), SCHEMAS["groups"]),
         )
     )
     return _summarise([next(tables)], [next(tables)])

@@ -1,26 +1,40 @@
-"""The few lines after a run: accuracies with their intervals, seconds a stage, where the report is.
-
-`python -m entrograd.cli.summary [--results results] [--report report/index.html]
-[--params params.yaml]`
-"""
+"""`entrograd summary`: what to know after a run: accuracies with their intervals, seconds per
+stage, where the report is."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entrograd.errors import InputError
-from entrograd.evaluate.params import EvaluateStage
-from entrograd.pipeline.rules import read
-from entrograd.report.tables import Score, scores
-from entrograd.storage.files import read_json
+
+if TYPE_CHECKING:
+    from entrograd.report.tables import Score
+
+HELP = "accuracies, seconds per stage and where the report is, after a run"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """This command's arguments."""
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--report", type=Path, default=Path("report/index.html"))
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+
+
+def run(given: argparse.Namespace) -> None:
+    """Print the answer."""
+    print(summary(given.results, given.report, given.params))
 
 
 def summary(results: Path, report: Path, params_file: Path) -> str:
     """The text; InputError where no summary.json is in `results`."""
+    from entrograd.evaluate.params import EvaluateStage
+    from entrograd.pipeline.rules import read
+    from entrograd.report.tables import scores
+    from entrograd.storage.files import read_json
+
     path = results / "summary.json"
     if not path.exists():
         raise InputError(f"{path}: no such file; stage evaluate writes it: make run")
@@ -58,22 +72,3 @@ def _seconds(timings: dict[str, Any]) -> list[str]:
     ordered = sorted(timings.items(), key=lambda item: (-item[1], item[0]))
     stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in ordered)
     return [f"seconds when last run: {sum(timings.values()):.0f} in all ({stages})"]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the summary; 2 after a one-sentence error."""
-    parser = argparse.ArgumentParser(prog="python -m entrograd.cli.summary", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--report", type=Path, default=Path("report/index.html"))
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    arguments = parser.parse_args(argv)
-    try:
-        print(summary(arguments.results, arguments.report, arguments.params))
-    except InputError as error:
-        print(f"summary: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,7 +28,7 @@ def write_table(
     The bytes depend on the rows and the provenance alone: give it nothing that varies between
     two equal runs.
     """
-    schema = schemas.TABLES[name]
+    schema = schemas.SCHEMAS[name]
     if isinstance(rows, pa.Table):
         table = schemas.validate(rows, name, str(path))
     else:
