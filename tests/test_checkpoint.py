@@ -19,7 +19,7 @@ from conftest import write_prompts
 from test_train import annotated_rows, pipeline_params, policy
 
 from entrograd.errors import InputError, NonFiniteError
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
 from entrograd.models.load import load_model, policy_version
 from entrograd.pipeline import fingerprint
 from entrograd.pipeline.sections import Params

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from entrograd.methods.registry import METHODS
+from entrograd.methods.presets import COMPONENTS
 from entrograd.pipeline import runner
 from entrograd.pipeline.modules import PACKAGE, imported, modules
 
@@ -19,6 +19,7 @@ REGISTRY = PACKAGE / "methods" / "registry.py"
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
+OPEN = {"params.py", "presets.py"}
 # What a package may never reach, directly or through others.
 WORK = {"methods", "train", "data", "models", "rollout", "rewards", "annotate"}
 FORBIDDEN = {
@@ -33,8 +34,6 @@ FORBIDDEN = {
     "evaluate": {"train", "methods", "report"},
     "report": {"train", "methods", "models", "rollout"},
 }
-# Tracks the method that method.name names; one taken for its credit alone needs its own line.
-CHOSEN = "src/entrograd/methods/${method.name}.py"
 
 
 def relative(file: Path) -> str:
@@ -43,9 +42,9 @@ def relative(file: Path) -> str:
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_run_one_way(package: str) -> None:
-    """The models of params.yaml (PACKAGE/params.py) compute nothing: they are open to all."""
+    """The models of params.yaml and the names it may use compute nothing: they are open to all."""
     for file in (PACKAGE / package).rglob("*.py"):
-        reached = {f.relative_to(PACKAGE).parts[0] for f in modules(file) if f.name != "params.py"}
+        reached = {f.relative_to(PACKAGE).parts[0] for f in modules(file) if f.name not in OPEN}
         wrong = reached & FORBIDDEN[package]
         assert not wrong, f"{relative(file)} reaches {sorted(wrong)}"
 
@@ -67,19 +66,17 @@ def test_dvc_lists_every_module_a_stage_imports(script: Path) -> None:
     listed = set(PIPELINE[script.stem]["deps"])
     needed = {relative(f) for f in {script} | modules(script)}
     if relative(REGISTRY) in needed:
-        assert CHOSEN in listed
-        needed |= {relative(f) for f in method_files() if f.stat().st_size}
-        needed.discard(relative(REGISTRY))
+        needed |= {relative(f) for f in component_files()}
     missing, stale = needed - listed, {d for d in listed if d.endswith(".py")} - needed
-    stale -= {CHOSEN}
     assert not missing, f"dvc.yaml: {script.stem}: add to deps: {sorted(missing)}"
     assert not stale, f"dvc.yaml: {script.stem}: remove from deps: {sorted(stale)}"
 
 
-def method_files() -> set[Path]:
-    """The file of every method, whichever params.yaml names, and those they import."""
-    found = {REGISTRY.parent / f"{name}.py" for name in METHODS}
-    return found.union(*map(modules, found))
+def component_files() -> set[Path]:
+    """The file of every component, whichever params.yaml names, and those they import."""
+    names = (name for names in COMPONENTS.values() for name in names.values())
+    places = {PACKAGE.parent / f"{name.partition(':')[0].replace('.', '/')}.py" for name in names}
+    return places.union(*map(modules, places))
 
 
 @pytest.mark.parametrize("script", STAGES, ids=lambda path: path.stem)

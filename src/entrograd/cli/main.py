@@ -189,7 +189,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="a parameter (a2=0.2, seed_grpo.alpha=0.1) or a choice (credit=gtpo)",
+        help="a parameter (a2=0.2, seed_grpo.alpha=0.1) or a component (advantage=gtpo)",
     )
 
 
@@ -205,24 +205,36 @@ def _methods_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> None:
-    from entrograd.methods.catalogue import methods_table
+    from entrograd.methods.catalogue import components_table, methods_table
 
-    table = methods_table()
+    methods, components = methods_table(), components_table()
     if arguments.json:
-        print(json.dumps(table, indent=2, ensure_ascii=False))
+        rows = {
+            "methods": [row._asdict() for row in methods],
+            "components": [row._asdict() for row in components],
+        }
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    for method in table:
-        print(f"{method['name']}  ({method['paper']})")
-        print(f"    {method['equation']}")
-        print(f"    needs: {_columns(method['needs'])}")
-        for setting, needs in method["needs_with"].items():
-            print(f"      with {setting}: {_columns(needs)}")
-    print("The options of any loss: kl_coefficient above 0 needs ref_logprobs too,")
-    print("importance_sampling sampling_logprobs.")
+    lines = [["method", *methods[0].components, "required columns"]]
+    lines += [
+        [row.name, *row.components.values(), _columns(row.required_columns)] for row in methods
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    for part in components:
+        print(f"\n{part.choice}: {part.name}  ({part.paper})")
+        print(f"    {part.equation}")
+        print(f"    required columns: {_columns(part.required_columns)}")
+        for setting, columns in part.required_columns_with.items():
+            print(f"      with {setting}: {_columns(columns)}")
+    print("\nEvery reward has overlong_length and overlong_buffer. Every loss has kl_coefficient,")
+    print("which reads ref_logprobs, and importance_sampling, which reads sampling_logprobs.")
 
 
-def _columns(needs: Sequence[str]) -> str:
-    return ", ".join(needs) or "rewards alone"
+def _columns(names: Sequence[str]) -> str:
+    return ", ".join(names) or "rewards alone"
 
 
 # --- check -----------------------------------------------------------------------------------
@@ -268,7 +280,11 @@ COMMANDS = {
         "training problems that overlap benchmarks", _decontaminate_arguments, _decontaminate
     ),
     "explain": Command("what a method does to one group", _explain_arguments, _explain),
-    "methods": Command("every method: paper, equation, needs", _methods_arguments, _methods),
+    "methods": Command(
+        "every method and component: paper, equation, required columns",
+        _methods_arguments,
+        _methods,
+    ),
 }
 
 
