@@ -271,14 +271,14 @@ def test_text_alone_is_annotated_and_trained_on(
         TrainOfflineParams(
             prompts_per_update=2, optimizer=Optimizer(lr=1e-3), dtype="float32", device="cpu"
         ),
-        MethodParams(name="gtpo", modulation="seed_grpo"),
+        MethodParams(name="gtpo", weighting="seed_grpo"),
         tiny_model,
         annotated,
         tmp_path / "trained",
         tmp_path / "curve.csv",
         tmp_path / "resume_training",
     )
-    assert line.startswith("2 updates of gtpo (modulation: seed_grpo) over 3 groups")
+    assert line.startswith("2 updates of gtpo (weighting: seed_grpo) over 3 groups")
     before, after = (path / "model.safetensors" for path in (tiny_model, tmp_path / "trained"))
     assert sha256(before) != sha256(after)
 
@@ -352,13 +352,13 @@ class TestSegments:
             (CutoffSegments(kind="entropy_cutoff", cutoff=1.2), "entropy_cutoff"),
         ],
     )
-    def test_asr_gives_the_same_credit_from_stored_segments(
+    def test_asr_gives_the_same_advantages_from_stored_segments(
         self, chosen: Any, segmentation: str
     ) -> None:
         import torch
 
-        from entrograd.methods import asr
-        from entrograd.methods.base import Batch
+        from entrograd.methods.advantage.asr import Asr
+        from entrograd.methods.batch import Batch
 
         lengths, width = [9, 4, 6], 9
         entropies = torch.rand(3, width, generator=torch.Generator().manual_seed(5)) * 2
@@ -376,10 +376,10 @@ class TestSegments:
         )
         own = {key: value for key, value in chosen.model_dump().items() if key != "kind"}
         base = {"source": "entropy", "baseline": 0.9}
-        computed = asr.Params(segmentation=segmentation, **(base | own))  # type: ignore[arg-type]
-        read = asr.Params(segmentation="stored", **base)  # type: ignore[arg-type]
-        assert torch.equal(asr.advantages(batch, read), asr.advantages(batch, computed))
-        assert "segment_ids" in asr.needs(read)
+        computed = Asr(segmentation=segmentation, **(base | own))  # type: ignore[arg-type]
+        read = Asr(segmentation="stored", **base)  # type: ignore[arg-type]
+        assert torch.equal(read.advantages(batch), computed.advantages(batch))
+        assert "segment_ids" in read.required_columns
         assert len({len(set(ids)) for ids in stored}) > 1
 
 

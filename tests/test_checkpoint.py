@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from entrograd.errors import InputError, NonFiniteError
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
 from entrograd.models.load import load_model, policy_version
 from entrograd.pipeline import fingerprint
 from entrograd.storage.files import write_json

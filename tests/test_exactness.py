@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from entrograd.methods.registry import METHODS
+from entrograd.methods.presets import PRESETS
 from entrograd.train import step
 from entrograd.train.batch import Examples
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
 from golden.make import FOLDER, SETTINGS, UPDATES, batch, choose, float64_model, trajectory
 
-EVERY = pytest.mark.parametrize("name", list(METHODS))
+EVERY = pytest.mark.parametrize("name", list(PRESETS))
 
 
 def eight(seed: int) -> Examples:

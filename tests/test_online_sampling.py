@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrograd.errors import InputError
-from entrograd.methods.base import Batch
+from entrograd.methods.batch import Batch
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
 from entrograd.storage.tables import read_table, shard_files, write_table
@@ -126,8 +126,8 @@ class TestFilters:
 
     def test_it_is_the_loss_that_corrects(self) -> None:
         rollout = {"sampling": {"max_new_tokens": 4, "top_p": 0.9}}
-        method = {"name": "gtpo", "loss": "dapo", "gtpo": {"importance_sampling": "truncated"}}
-        with pytest.raises(InputError, match=r"method\.dapo\.importance_sampling"):
+        method = {"name": "gtpo", "loss": "dr_grpo", "dapo": {"importance_sampling": "truncated"}}
+        with pytest.raises(InputError, match=r"method\.dr_grpo\.importance_sampling"):
             pipeline_params(rollout=rollout, method=method)
 
 

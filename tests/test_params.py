@@ -89,7 +89,7 @@ def test_numbers_as_dvc_reads_and_writes_them(tmp_path: Path, text: str) -> None
     ("section", "title"),
     [
         ({"name": "gtpo"}, "gtpo"),
-        ({"name": "gtpo", "modulation": "seed_grpo"}, "gtpo (modulation: seed_grpo)"),
+        ({"name": "gtpo", "weighting": "seed_grpo"}, "gtpo (weighting: seed_grpo)"),
         (
             {"name": "grpo", "reward": "encore", "loss": "dapo"},
             "grpo (reward: encore, loss: dapo)",
@@ -114,7 +114,7 @@ def test_a_column_no_curve_has_is_found_by_check(
     content[stage]["checkpoint"] = {"keep_best": "-loss"}
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert main(["check", str(file)]) == 0
-    assert "valid; method gtpo (modulation: seed_grpo) needs" in capsys.readouterr().out
+    assert "valid; method gtpo (weighting: seed_grpo) needs" in capsys.readouterr().out
 
 
 def test_a_folder_is_no_parameters(tmp_path: Path) -> None:

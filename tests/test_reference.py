@@ -12,7 +12,8 @@ import torch
 
 from entrograd.errors import InputError
 from entrograd.methods.params import MethodParams
-from entrograd.methods.registry import METHODS, recipe
+from entrograd.methods.presets import PRESETS
+from entrograd.methods.registry import recipe
 from entrograd.models.load import load_model
 from entrograd.storage.tables import write_table
 from entrograd.train.offline import train_offline
@@ -201,12 +202,13 @@ def test_the_reference_is_an_input_of_its_stage() -> None:
 def test_a_choice_needs_what_it_reads_and_no_more() -> None:
     for choices, needs in (
         ({"name": "asr"}, {"old_logprobs", "ref_logprobs"}),
-        ({"name": "asr", "credit": "grpo"}, set()),
-        ({"name": "grpo", "loss": "gtpo"}, set()),
-        ({"name": "seed_grpo", "modulation": "none"}, set()),
+        ({"name": "asr", "advantage": "grpo"}, set()),
+        ({"name": "grpo", "loss": "grpo_s"}, set()),
+        ({"name": "seed_grpo", "weighting": "none"}, set()),
         ({"name": "grpo", "reward": "empo"}, {"cluster_id"}),
     ):
         assert recipe(MethodParams.model_validate(choices)).required_columns == needs
-    for name, method in METHODS.items():
-        if not method.needs_for:
-            assert recipe(MethodParams(name=name)).required_columns == method.required_columns
+    for preset in PRESETS:
+        chosen = recipe(MethodParams(name=preset))
+        parts = (part.required_columns for part in chosen.components)
+        assert chosen.required_columns == set().union(*parts)

@@ -259,7 +259,7 @@ class TestThisRun:
         assert shown["prepare.prompt.template"] == r'"{problem} = {answer}\n"'
         assert shown["rollout.sampling.stop"] == r'["\n"]'
         assert shown["method.gtpo"] == "{a1: 1.0, a2: 0.1, normalization: with_zeros}"
-        assert shown["method.credit"] == "null"
+        assert shown["method.advantage"] == "null"
         assert "optimizer.lr" in "".join(shown)
         written = yaml.safe_load((ROOT / "params.yaml").read_text())
         for key, value in shown.items():
@@ -272,14 +272,14 @@ class TestThisRun:
         self, all_files: Inputs
     ) -> None:
         blocks = {"gtpo": {"a1": 1.0}, "seed_grpo": {"alpha": 0.5}, "gspo": {"eps_low": 0.1}}
-        run = settings_of(method={"name": "grpo", "modulation": "seed_grpo", **blocks})
+        run = settings_of(method={"name": "grpo", "weighting": "seed_grpo", **blocks})
         shown = self.rows(all_files, run)["Method"][1]
         assert [key for key in shown if key.removeprefix("method.") in blocks] == [
             "method.seed_grpo"
         ]
         assert settings.recipe(run.method) == (
-            "reward composition of grpo × credit of grpo × prompt modulation of seed_grpo × "
-            "policy loss of grpo"
+            "reward composition single, advantage grpo, prompt weighting seed_grpo, "
+            "policy loss grpo"
         )
 
     def test_a_page_without_training_claims_none(self, files: Inputs) -> None:

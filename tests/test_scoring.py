@@ -11,7 +11,8 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from entrograd.methods.params import MethodParams
-from entrograd.methods.registry import METHODS, recipe
+from entrograd.methods.presets import PRESETS
+from entrograd.methods.registry import recipe
 from entrograd.models import forward
 from entrograd.models.load import load_model
 from entrograd.train import scoring as module
@@ -86,7 +87,7 @@ def one_round(path: Path, method: str, budget: int, keep: bool) -> tuple[dict[st
 
 
 @pytest.mark.parametrize("budget", [12, 1000])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(PRESETS))
 def test_the_kept_forward_gives_the_step_of_separate_passes(
     tiny_model: Path, method: str, budget: int
 ) -> None:

@@ -134,7 +134,7 @@ class TestExamples:
             ({"name": "asr"}, [0, 2]),
             ({"name": "grpo"}, [0, 1, 2]),
             ({"name": "grpo", "grpo": {"kl_coefficient": 0.1}}, [0, 1, 2, 3, 4, 5]),
-            ({"name": "asr", "asr": {"kl_coefficient": 0.1}}, [0, 1, 2, 3, 4, 5]),
+            ({"name": "asr", "grpo": {"kl_coefficient": 0.1}}, [0, 1, 2, 3, 4, 5]),
         ):
             chosen = recipe(MethodParams.model_validate(section))
             advantages = chosen.advantages(built.batch)

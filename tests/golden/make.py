@@ -21,9 +21,10 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))  # run as a script, too
 
 import helpers.environment  # noqa: E402, F401
-from entrograd.methods.base import Recipe  # noqa: E402
 from entrograd.methods.params import MethodParams  # noqa: E402
-from entrograd.methods.registry import METHODS, recipe  # noqa: E402
+from entrograd.methods.presets import PRESETS  # noqa: E402
+from entrograd.methods.recipe import Recipe  # noqa: E402
+from entrograd.methods.registry import recipe  # noqa: E402
 from entrograd.models.load import load_model  # noqa: E402
 from entrograd.params import check  # noqa: E402
 from entrograd.train.batch import Examples, examples  # noqa: E402
@@ -125,7 +126,7 @@ def trajectory(name: str, model: Path) -> list[dict[str, float]]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_model(Path(folder) / "model")
-        for name in METHODS:
+        for name in PRESETS:
             lines = ",\n".join(json.dumps(row) for row in trajectory(name, model))
             (FOLDER / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 

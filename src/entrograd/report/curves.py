@@ -101,9 +101,9 @@ METRICS = (
         "tokens that a mask leaves in the loss; in groups with a signal.",
     ),
     Metric(
-        "Modulation",
+        "Prompt weighting",
         "multiplier",
-        {"modulation_mean": "mean", "modulation_min": "smallest"},
+        {"weighting_mean": "mean", "weighting_min": "smallest"},
         "The factor on a group's advantages.",
     ),
 )

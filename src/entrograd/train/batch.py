@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.methods.base import Batch
+from entrograd.methods.batch import Batch
 from entrograd.models.forward import batches
 from entrograd.train.processes import Processes, own_rows
 

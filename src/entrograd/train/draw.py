@@ -12,7 +12,7 @@ import torch
 from entrograd.annotate.clusters import clusterer
 from entrograd.annotate.groups import annotate_rows
 from entrograd.annotate.summary import WATCHED, check_alarms, summarise_rows
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
 from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engine import Engine, Request
 from entrograd.rollout.rollout import group_requests, rollout_rows

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
 from entrograd.train.batch import examples
 from entrograd.train.params import DynamicSampling
 from entrograd.train.processes import Group

@@ -10,8 +10,8 @@ import numpy as np
 
 from entrograd.annotate.reward_weights import head_entropies, head_values
 from entrograd.errors import InputError
-from entrograd.methods.base import Recipe
 from entrograd.methods.params import MethodParams
+from entrograd.methods.recipe import Recipe
 from entrograd.methods.registry import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.pipeline.progress import progress

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from entrograd.errors import InputError
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
 from entrograd.models.forward import score
 from entrograd.models.load import load_model
 from entrograd.train.processes import ALONE, Processes, by_group

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from entrograd.errors import InputError
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
 from entrograd.train.params import TrainOfflineParams, TrainOnlineParams
 
 # The columns a learning curve may have; with reward heads also weight_NAME. Then online ones.
@@ -16,7 +16,7 @@ COLUMNS = {
     *("zero_signal_fraction", "kl", "kl_k1", "kl_ref", "log_ratio_max", "clip_low", "clip_high"),
     "weight_capped",
     *("entropy_mean", "entropy_q10", "entropy_q50", "entropy_q90", "semantic_entropy"),
-    *("modulation_mean", "modulation_min", "advantage_correct", "advantage_wrong"),
+    *("weighting_mean", "weighting_min", "advantage_correct", "advantage_wrong"),
     *("positive_correct", "negative_wrong", "kept_tokens", "nonzero_tokens"),
     *("alarms", "no_answer_fraction", "truncated_fraction", "timeout_fraction"),
     *("mismatch_mean", "mismatch_max", "mismatch_kl", "mismatch_corrected"),
@@ -43,7 +43,7 @@ def check_required_columns(
             f"params.yaml: {section}.checkpoint.keep_best: no learning curve has {best!r}; take "
             f"{', '.join(allowed)} ('-' before it: the lowest is best)"
         )
-    who = f"method {recipe.name} (with its reward, credit, modulation and loss)"
+    who = f"method {recipe.name} (with its reward, advantage, weighting and loss)"
     if "ref_logprobs" in recipe.required_columns and stage.reference is None:
         raise InputError(
             f"params.yaml: {section}.reference: {who} reads ref_logprobs; name the folder of a "

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from entrograd.errors import NonFiniteError
-from entrograd.methods.base import Batch, Recipe, denominators
+from entrograd.methods.batch import Batch, denominators
 from entrograd.methods.diagnostics import diagnostics
+from entrograd.methods.recipe import Recipe
 from entrograd.models.forward import completion_logprobs
 from entrograd.train.batch import Examples, micro_batches
 from entrograd.train.optimizer import Optimizer
