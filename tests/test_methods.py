@@ -21,7 +21,7 @@ from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
 from entrograd.numerics.ratings import rating_entropy
 from entrograd.params import check
-from entrograd.report.curves import METRICS
+from entrograd.report.curves import FIGURES
 
 Rows = Sequence[Sequence[float]]
 
@@ -706,8 +706,8 @@ class TestDiagnostics:
         batch = replace(batch, groups=torch.tensor([0, 0, 1, 1]))
         chosen = choose("seed_grpo")
         found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
-        assert found["modulation_min"] == pytest.approx(0.9599693, abs=1e-7)
-        assert found["modulation_mean"] == pytest.approx((1 + 0.9599693) / 2, abs=1e-7)
+        assert found["weighting_min"] == pytest.approx(0.9599693, abs=1e-7)
+        assert found["weighting_mean"] == pytest.approx((1 + 0.9599693) / 2, abs=1e-7)
 
     def test_plain_numbers_of_a_step(self) -> None:
         # entropies 1, 2, .. 5 in two groups of two and one; log-ratio -2 on one token
@@ -780,11 +780,11 @@ class TestDiagnostics:
             chosen = choose("gtpo", modulation="seed_grpo", loss=loss)
             advantages = chosen.advantages(batch)
             measured |= set(diagnostics(chosen, batch, batch.old_logprobs, advantages))
-        drawn = {column for metric in METRICS for column in metric.columns}
-        assert drawn - measured == {"loss", "grad_norm"}  # the step's own
+        drawn = {column for figure in FIGURES for column in figure.columns}
+        assert drawn - measured == {"loss", "grad_norm", "heldout_accuracy"}  # not the batch's
 
     def test_semantic_entropy_and_multiplier(self) -> None:
         batch, chosen = TestSeedGrpo.batch, choose("seed_grpo")
         found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
         assert found["semantic_entropy"] == pytest.approx(0.9996414, abs=1e-7)
-        assert found["modulation_mean"] == pytest.approx(0.9708084, abs=1e-7)
+        assert found["weighting_mean"] == pytest.approx(0.9708084, abs=1e-7)

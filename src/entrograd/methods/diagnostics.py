@@ -91,7 +91,7 @@ def _entropy(batch: Batch) -> dict[str, Tensor]:
 
 
 def _modulation(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
-    """semantic_entropy: mean over groups, nats, by seed_grpo's estimator; modulation_mean, _min:
+    """semantic_entropy: mean over groups, nats, by seed_grpo's estimator; weighting_mean, _min:
     the multiplier of a group's advantages; weight_NAME: what each head weighs in the reward."""
     found: dict[str, Tensor] = {}
     if recipe.reward.head_weights is not None:
@@ -106,8 +106,8 @@ def _modulation(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
         found["semantic_entropy"] = _group_mean(group_entropy(batch, estimator), batch)
     if recipe.modulation.modulate is not no_modulation:
         factor = recipe.modulation.modulate(batch, recipe.params[recipe.modulation.name])
-        found["modulation_mean"] = _group_mean(factor.double(), batch)
-        found["modulation_min"] = factor.min()
+        found["weighting_mean"] = _group_mean(factor.double(), batch)
+        found["weighting_min"] = factor.min()
     return found
 
 
