@@ -256,6 +256,8 @@ class TestOnlineDynamic:
         with (tmp_path / "a.csv").open() as file:
             curve = list(csv.DictReader(file))
         assert set(curve[0]) <= set(CURVE)
+        assert all((row["reward_mean"] == "") == (row["draws"] == "0.0") for row in curve)
+        assert any(row["reward_mean"] != row["batch_reward_mean"] for row in curve)
         assert sum(float(row["groups_carried"]) for row in curve) > 0
         assert any(float(row["groups_drawn"]) > 3 for row in curve)
         assert all(float(row["mismatch_mean"]) < 1e-4 for row in curve)

@@ -15,7 +15,13 @@ def document() -> str:
     """docs/metrics.md."""
     parts = [_HEAD]
     for title, text, metrics in _TABLES:
-        parts += ["", f"## {title}", "", text, "", "| column | unit | better | is |"]
+        parts += [
+            "",
+            f"## {title}",
+            "",
+            *([text, ""] if text else []),
+            "| column | unit | better | is |",
+        ]
         parts += ["|---|---|---|---|"]
         parts += [f"| `{m.name}` | {m.unit} | {m.better or ''} | {m.meaning} |" for m in metrics]
     return "\n".join(parts) + "\n"

@@ -10,7 +10,7 @@ import resource
 import statistics
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +99,7 @@ class Stopwatch:
     def __init__(self, resume: Path, done: int, *, writes: bool = True) -> None:
         path = resume / "speed.csv"
         self._rows = Curve(path, _rows_until(path, done) if writes else [], writes=writes)
-        self._spent: Counter[str] = Counter()
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self._last = time.monotonic()
 
@@ -118,7 +118,7 @@ class Stopwatch:
         `update`, and what else says which it is."""
         now = time.monotonic()
         with self._lock:
-            spent, self._spent = self._spent, Counter()
+            spent, self._spent = self._spent, defaultdict(float)
         seconds, self._last = now - self._last, now
         self._rows.add(
             {
