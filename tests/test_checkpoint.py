@@ -20,6 +20,7 @@ from entrograd.methods.recipe import Recipe
 from entrograd.models.load import load_model, policy_version
 from entrograd.pipeline import fingerprint
 from entrograd.storage.files import write_json
+from entrograd.storage.metrics import CURVE
 from entrograd.storage.tables import read_table, shard_name, write_table
 from entrograd.train import checkpoint as checkpoint_module
 from entrograd.train import offline as offline_module
@@ -35,7 +36,6 @@ from entrograd.train.checkpoint import (
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Checkpoint
 from entrograd.train.params import Optimizer as OptimizerParams
-from entrograd.train.required_columns import COLUMNS
 from entrograd.train.rounds import PromptOrder, Round, Rounds
 from entrograd.train.setup import Policy
 from helpers.tables import annotated_rows
@@ -149,7 +149,7 @@ def test_the_best_weights_come_out(tiny_model: Path, tmp_path: Path) -> None:
     run_offline(params(keep_best="-loss"), tiny_model, tmp_path)
     with (tmp_path / "curve.csv").open() as file:
         curve = list(csv.DictReader(file))
-    assert set(curve[0]) <= COLUMNS
+    assert set(curve[0]) <= set(CURVE)
     losses = [float(row["loss"]) for row in curve]
     best = min(range(1, len(losses)), key=lambda step: losses[step])
     assert (tmp_path / "out/best/config.json").exists()

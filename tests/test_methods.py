@@ -28,7 +28,7 @@ from entrograd.numerics.overlong import overlong_penalty
 from entrograd.numerics.ratings import composed, rating_entropy, weights
 from entrograd.numerics.segments import change_segments, entropy_segments, segment_means
 from entrograd.params import check
-from entrograd.report.curves import METRICS
+from entrograd.report.curves import FIGURES
 from helpers.method_batches import assert_rows, group, ragged
 
 
@@ -738,8 +738,8 @@ class TestDiagnostics:
             chosen = choose("gtpo", weighting="seed_grpo", loss=loss)
             advantages = chosen.advantages(batch)
             measured |= set(diagnostics(chosen, batch, batch.old_logprobs, advantages))
-        drawn = {column for metric in METRICS for column in metric.columns}
-        assert drawn - measured == {"loss", "grad_norm"}  # the step's own
+        drawn = {column for figure in FIGURES for column in figure.columns}
+        assert drawn - measured == {"loss", "grad_norm", "heldout_accuracy"}  # not the batch's
 
     def test_semantic_entropy_and_multiplier(self) -> None:
         batch, chosen = TestSeedGrpo.batch, choose("seed_grpo")

@@ -19,12 +19,12 @@ from entrograd.errors import InputError
 from entrograd.methods.batch import Batch
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
+from entrograd.storage.metrics import CURVE
 from entrograd.storage.tables import read_table, shard_files, write_table
 from entrograd.train import online as online_module
 from entrograd.train.dynamic import Filled, Group, fill, has_signal
 from entrograd.train.mismatch import gate, measure
 from entrograd.train.params import DynamicSampling, MismatchGate
-from entrograd.train.required_columns import COLUMNS
 from entrograd.train.rounds import PromptOrder
 from helpers.tables import write_prompts
 from helpers.training import online_hashes, pipeline_params
@@ -255,7 +255,9 @@ class TestOnlineDynamic:
         whole = online_hashes(params, tiny_model, tmp_path, "a")
         with (tmp_path / "a.csv").open() as file:
             curve = list(csv.DictReader(file))
-        assert set(curve[0]) <= COLUMNS
+        assert set(curve[0]) <= set(CURVE)
+        assert all((row["reward_mean"] == "") == (row["draws"] == "0.0") for row in curve)
+        assert any(row["reward_mean"] != row["batch_reward_mean"] for row in curve)
         assert sum(float(row["groups_carried"]) for row in curve) > 0
         assert any(float(row["groups_drawn"]) > 3 for row in curve)
         assert all(float(row["mismatch_mean"]) < 1e-4 for row in curve)

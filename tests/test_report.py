@@ -385,7 +385,7 @@ class TestCurves:
     def test_a_run_without_steps_has_no_figure(self, tmp_path: Path) -> None:
         (tmp_path / "c.csv").write_text("")
         columns = tables.read_curve(tmp_path / "c.csv")
-        assert curves.curve(curves.METRICS[0], columns, "online", "#000000") is None
+        assert curves.curve(curves.FIGURES[0], columns, "online", "#000000") is None
 
     def test_rolling_mean(self) -> None:
         # half 1: (1+2)/2, (1+2+6)/3, (2+6)/2 with the NaN left out, 6, and the last alone with 6
@@ -394,7 +394,7 @@ class TestCurves:
         assert math.isnan(tables.rolling_mean([nan], 3)[0])
 
     def test_only_finite_columns_are_drawn(self) -> None:
-        clipped = next(m for m in curves.METRICS if "clip_low" in m.columns)
+        clipped = next(f for f in curves.FIGURES if "clip_low" in f.columns)
         columns = {"update": [1.0, 2.0], "clip_low": [math.nan] * 2, "clip_high": [0.5, math.nan]}
         spec = curves.curve(clipped, columns, "online", "#000000")
         assert spec is not None
@@ -481,7 +481,7 @@ def test_counts_are_a_table_of_equal_keys() -> None:
 
 
 def test_every_metric_is_a_column_of_its_own() -> None:
-    columns = [column for metric in curves.METRICS for column in metric.columns]
+    columns = [column for figure in curves.FIGURES for column in figure.columns]
     assert len(columns) == len(set(columns))
 
 

@@ -16,6 +16,7 @@ from entrograd.methods.recipe import Recipe
 from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engine import Engine, Request
 from entrograd.rollout.rollout import group_requests, rollout_rows
+from entrograd.train.curve import Stopwatch
 from entrograd.train.dynamic import Filled, fill, has_signal
 from entrograd.train.params import TrainOnlineStage
 from entrograd.train.processes import Group, Processes, by_group
@@ -41,10 +42,11 @@ class RoundDrawer:
         grader: Grader,
         processes: Processes,
         device: torch.device,
+        stopwatch: Stopwatch,
     ) -> None:
         self.params, self.recipe, self.rows = params, recipe, rows
         self.order, self.engine, self.scoring, self.grader = order, engine, scoring, grader
-        self.processes, self.device = processes, device
+        self.processes, self.device, self.stopwatch = processes, device, stopwatch
         self.cluster = clusterer(params.annotate.clusters, grader, params.annotate.device)
         self.known = {row["prompt_id"]: row for row in rows}
         self.places = {row["prompt_id"]: index for index, row in enumerate(rows)}
@@ -63,7 +65,8 @@ class RoundDrawer:
             own = sampled
             if own is None:
                 own = self.sample(number, self.requests(self.order.take(count, used)))
-            rows, groups = self._annotate(number, own)
+            with self.stopwatch.phase("annotate"):
+                rows, groups = self._annotate(number, own)
             seen.extend(rows)
             statistics.extend(groups)
             return by_group(rows)
@@ -77,11 +80,7 @@ class RoundDrawer:
         batch = [row for group in filled.groups for row in group]
         return Round(
             rows=batch,
-            measured={
-                "reward_mean": float(np.mean([row["reward"] for row in seen or batch])),
-                **self._watched(number, seen, statistics),
-                **filled.measured,
-            },
+            measured={**self._watched(number, seen, statistics), **filled.measured},
             order=self.order.position(),
             carried=sum(map(len, carried)),
             surplus=[row for group in filled.surplus for row in group],
@@ -90,12 +89,12 @@ class RoundDrawer:
 
     def _watched(self, number: int, rows: Group, groups: Group) -> dict[str, float]:
         """What the curve has of the rows that were drawn, and how many alarms they raise."""
-        if not rows:  # the round before left enough
-            none = dict.fromkeys((f"{status}_fraction" for status in WATCHED), 0.0)
-            return {"semantic_entropy": 0.0, **none, "alarms": 0.0}
+        if not rows:  # the round before left enough: this policy has drawn nothing
+            return {"alarms": 0.0}
         summary = summarise_rows(rows, groups)
         alarms = check_alarms(summary, self.params.annotate.alarms, f"round {number + 1}")
         return {
+            "reward_mean": float(np.mean([row["reward"] for row in rows])),
             "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in groups])),
             **{f"{status}_fraction": summary["status"][status] for status in WATCHED},
             "alarms": float(alarms),
@@ -115,7 +114,8 @@ class RoundDrawer:
         if not requests:
             return []
         seed = round_seed(self.params.train_online.seed, number)
-        completions = self.engine.generate(requests, self.params.rollout.sampling, seed)
+        with self.stopwatch.phase("sample"):
+            completions = self.engine.generate(requests, self.params.rollout.sampling, seed)
         return rollout_rows(requests, completions, seed, self.engine)
 
     def _annotate(self, number: int, sampled: Group) -> tuple[Group, Group]:

@@ -16,10 +16,10 @@ from entrograd.methods.registry import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.pipeline.progress import progress
 from entrograd.rollout.params import Sampling
-from entrograd.storage.files import write_csv
 from entrograd.storage.tables import provenance, read_table
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
+from entrograd.train.curve import Curve, Stopwatch
 from entrograd.train.params import TrainOfflineParams
 from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
@@ -74,20 +74,26 @@ def train_offline(
         del reference
     checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer, processes=processes)
     state = checkpoints.restore()
+    metrics = Curve(resume / "curve.csv", state.curve, writes=processes.main)
+    stopwatch = Stopwatch(resume, policy.optimizer.done, writes=processes.main)
+    log.info("curve: %s", metrics.path)
     with progress(len(plan), "updates", "train_offline", policy.optimizer.done) as bar:
         for epoch, chosen in plan[policy.optimizer.done :]:
             rows = [row for index in chosen for row in groups[index]]
-            with bad_batch_kept(rows, resume):
+            with bad_batch_kept(rows, resume), stopwatch.phase("update"):
                 batch = examples(rows, policy.model.device)
                 measured = train_step(
                     policy.model, policy.optimizer, recipe, batch, settings, None, processes
                 )
-            state.curve.append({"update": policy.optimizer.done, "epoch": epoch, **measured})
-            checkpoints.save_if_due(state)
+            metrics.add({"update": policy.optimizer.done, "epoch": epoch, **measured})
+            with stopwatch.phase("checkpoint"):
+                checkpoints.save_if_due(state)
+            stopwatch.lap(int(batch.batch.lengths.sum()), update=policy.optimizer.done)
             bar.advance(1, f"loss {measured['loss']:.4f}, norm {measured['grad_norm']:.3f}")
     policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
     if processes.main:
-        write_csv(curve, state.curve)
+        metrics.write(curve)
+        stopwatch.write(curve)
     processes.close()
     return (
         f"{len(plan)} updates of {method.title} over {len(groups)} groups, {params.epochs} epochs"

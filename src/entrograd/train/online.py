@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, closing
 from pathlib import Path
-
-import numpy as np
 
 from entrograd.annotate.reward_weights import read_entropies
 from entrograd.methods.registry import recipe as choose
@@ -14,9 +13,9 @@ from entrograd.pipeline.progress import progress
 from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engines import check_processes, open_engine
 from entrograd.rollout.rollout import encoded_prompts
-from entrograd.storage.files import write_csv
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
+from entrograd.train.curve import Curve, Stopwatch, online_row
 from entrograd.train.draw import RoundDrawer
 from entrograd.train.mismatch import gate, measure
 from entrograd.train.params import TrainOnlineStage
@@ -29,6 +28,8 @@ from entrograd.train.rounds import PromptOrder, Rounds
 from entrograd.train.scoring import Scoring
 from entrograd.train.setup import Policy, bad_batch_kept
 from entrograd.train.step import StepSettings, train_step
+
+log = logging.getLogger("entrograd")
 
 
 def train_online(
@@ -66,8 +67,11 @@ def train_online(
         processes,
     )
     order = PromptOrder(len(rows), online.prompts_per_round, online.seed)
-    checkpoints = Checkpoints(resume, online.checkpoint, policy.optimizer, per_round, processes)
+    checkpoints = Checkpoints(resume, online.checkpoint, policy.optimizer, processes)
     state = checkpoints.restore()
+    metrics = Curve(resume / "curve.csv", state.curve, writes=processes.main)
+    stopwatch = Stopwatch(resume, policy.optimizer.done, writes=processes.main)
+    log.info("curve: %s", metrics.path)
     if state.data:
         order.restore(state.data["order"])
     sampling = params.rollout.sampling
@@ -107,6 +111,7 @@ def train_online(
             grader,
             processes,
             policy.model.device,
+            stopwatch,
         )
         ahead: Prefetch | None = None
         if online.prefetch:
@@ -127,7 +132,7 @@ def train_online(
             drawn = supply.round(number, part)
             if reference:
                 reference.add_logprobs(drawn.rows, processes)
-            with bad_batch_kept(drawn.rows, resume):
+            with bad_batch_kept(drawn.rows, resume), stopwatch.phase("update"):
                 batch = examples(drawn.rows, policy.model.device)
                 mismatch = measure(batch.batch) if sampling.temperature else {}
                 gated = gate(mismatch, online.mismatch, recipe, f"round {number + 1}")
@@ -146,30 +151,29 @@ def train_online(
                     if mismatch
                     else {}
                 )
+            of_round = drawn.measured if part == 0 else {}
+            metrics.add(online_row(number + 1, update + 1, part + 1, of_round, measured))
             if part + 1 == per_round:
                 if ahead:
                     ahead.finish()
                 engine.update_weights(policy.sampler())
                 processes.wait()
-                state.curve.append({"round": number + 1, **drawn.measured, **measured})
-                reward, alarms = drawn.measured["reward_mean"], drawn.measured["alarms"]
+                reward, alarms = metrics.newest("reward_mean"), drawn.measured["alarms"]
                 note = f"reward {reward:.3f}, loss {measured['loss']:.4f}"
                 bar.advance(1, f"{note}, alarms {alarms:.0f}" if alarms else note)
             state.data = {"order": order.position(), "policy_version": engine.policy_version}
             if ahead:
-                if part + 1 < per_round:  # what is being drawn is by weights that are gone
-                    continue
                 state.data["sampler"] = ahead.sampler
-            checkpoints.save_if_due(state)
+            # within a round, what is being drawn ahead is by weights that are gone
+            if not ahead or part + 1 == per_round:
+                with stopwatch.phase("checkpoint"):
+                    checkpoints.save_if_due(state)
+            stopwatch.lap(int(batch.batch.lengths.sum()), round=number + 1, update=update + 1)
     policy.save(tokenizer, out, checkpoints.best_weights(state.curve))
     if processes.main:
         kept.assemble(online.rounds, rounds)
-        write_csv(curve, state.curve)
+        metrics.write(curve)
+        stopwatch.write(curve)
     processes.close()
-    first, last = (np.mean([r["reward_mean"] for r in part]) for part in _ends(state.curve))
+    first, last = metrics.ends("reward_mean")
     return f"{online.rounds} rounds of {params.method.title}, mean reward {first:.3f} -> {last:.3f}"
-
-
-def _ends(rows: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    count = max(1, len(rows) // 10)
-    return rows[:count], rows[-count:]

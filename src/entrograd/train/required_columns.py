@@ -8,20 +8,8 @@ from typing import Any
 
 from entrograd.errors import InputError
 from entrograd.methods.recipe import Recipe
+from entrograd.storage.metrics import CURVE
 from entrograd.train.params import TrainOfflineParams, TrainOnlineParams
-
-# The columns a learning curve may have; with reward heads also weight_NAME. Then online ones.
-COLUMNS = {
-    *("update", "round", "epoch", "loss", "grad_norm", "lr", "reward_mean", "length_mean"),
-    *("zero_signal_fraction", "kl", "kl_k1", "kl_ref", "log_ratio_max", "clip_low", "clip_high"),
-    "weight_capped",
-    *("entropy_mean", "entropy_q10", "entropy_q50", "entropy_q90", "semantic_entropy"),
-    *("weighting_mean", "weighting_min", "advantage_correct", "advantage_wrong"),
-    *("positive_correct", "negative_wrong", "kept_tokens", "nonzero_tokens"),
-    *("alarms", "no_answer_fraction", "truncated_fraction", "timeout_fraction"),
-    *("mismatch_mean", "mismatch_max", "mismatch_kl", "mismatch_corrected"),
-    *("groups_drawn", "groups_carried", "signal_fraction", "draws"),
-}
 
 
 def check_required_columns(
@@ -37,8 +25,8 @@ def check_required_columns(
         heads: the names of annotate.heads; None where a table's own decide.
     """
     best = (stage.checkpoint.keep_best or "loss").removeprefix("-")
-    if best not in COLUMNS and not best.startswith("weight_"):
-        allowed = get_close_matches(best, COLUMNS, 3) or [*sorted(COLUMNS), "weight_HEAD"]
+    if best not in CURVE and not best.startswith("weight_"):
+        allowed = get_close_matches(best, CURVE, 3) or sorted(CURVE)
         raise InputError(
             f"params.yaml: {section}.checkpoint.keep_best: no learning curve has {best!r}; take "
             f"{', '.join(allowed)} ('-' before it: the lowest is best)"
