@@ -12,7 +12,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_annotate_stage import SETTINGS, Files
-from test_train import annotated_rows, pipeline_params
+from test_train import annotated_rows, groups, pipeline_params
 
 from entrograd.annotate.reward_weights import head_values, read_entropies, summarise_heads
 from entrograd.cli.main import main
@@ -179,7 +179,7 @@ class TestWeights:
             summarise_heads([rows[:4], rows[4:5]])
 
     def test_batch_columns(self) -> None:
-        batch = examples(RATED, torch.device("cpu")).batch
+        batch = examples(groups(RATED), torch.device("cpu")).batch
         assert batch.head_names == ("format", "brevity")
         assert batch.reward_heads is not None
         assert batch.reward_heads[2].tolist() == [0.0, 0.5]

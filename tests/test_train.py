@@ -7,11 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
 from conftest import ROOT, online_hashes, write_prompts
 
+from entrograd.data.groups import PromptGroup, groups_of
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
@@ -19,15 +22,18 @@ from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.params import check
 from entrograd.pipeline.sections import Params
 from entrograd.storage.hashing import sha256
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import read_table, shard_name, write_manifest, write_table
 from entrograd.train.batch import examples, micro_batches
+from entrograd.train.forward_backward import StepSettings
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
+from entrograd.train.params import TrainOfflineParams
+from entrograd.train.policy import Policy
 from entrograd.train.rounds import PromptOrder, round_seed
-from entrograd.train.setup import Policy
-from entrograd.train.step import StepSettings, train_step
+from entrograd.train.step import train_step
 
 SETTINGS = StepSettings(temperature=1.0, max_length=4, token_budget=1000)
 
@@ -60,8 +66,28 @@ def annotated_rows() -> list[dict[str, Any]]:
     ]
 
 
-def policy(path: Path, **options: Any) -> Policy:
-    return Policy(path, "float32", "cpu", OptimizerParams(**options), updates=10)
+def groups(rows: list[dict[str, Any]]) -> list[PromptGroup]:
+    """The groups of annotated rows, as a table holds them; with `ref_logprobs`, where rows have
+    them."""
+    built = groups_of(pa.Table.from_pylist(rows, SCHEMAS["annotated"]), "rows")
+    for group in built:
+        for completion in group.completions:
+            (row,) = (
+                row
+                for row in rows
+                if (row["prompt_id"], row["sample_index"])
+                == (group.prompt_id, completion.sample_index)
+            )
+            if "ref_logprobs" in row:
+                completion.tokens["ref_logprobs"] = np.array(row["ref_logprobs"], np.float32)
+    return built
+
+
+def policy(path: Path, dtype: str = "float32", **options: Any) -> Policy:
+    params = TrainOfflineParams.model_validate(
+        {"dtype": dtype, "device": "cpu", "optimizer": options}
+    )
+    return Policy.load(path, params, updates=10)
 
 
 class TestOptimizer:
@@ -118,7 +144,7 @@ class TestOptimizer:
 class TestPolicy:
     def test_in_bfloat16_is_the_model_read_in_bfloat16(self, tiny_model: Path) -> None:
         """Weights are rounded, rotary frequencies are not: as engines and evaluation have them."""
-        subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), updates=1).model
+        subject = policy(tiny_model, "bfloat16").model
         read = load_model(tiny_model, "bfloat16", "cpu")
         for found, want in (
             (subject.named_parameters(), read.named_parameters()),
@@ -136,7 +162,7 @@ class TestPolicy:
 
 class TestExamples:
     def test_pads_on_the_right_and_numbers_groups(self) -> None:
-        built = examples(annotated_rows(), torch.device("cpu"))
+        built = examples(groups(annotated_rows()), torch.device("cpu"))
         batch = built.batch
         assert batch.completion_mask.sum(-1).tolist() == [2, 3, 1, 2, 1, 3]
         assert batch.groups.tolist() == [0, 0, 0, 1, 1, 1]
@@ -148,11 +174,11 @@ class TestExamples:
     def test_a_column_of_the_wrong_length_is_named(self) -> None:
         rows = annotated_rows()
         rows[1]["entropies"] = [0.5]
-        with pytest.raises(InputError, match="prompt p0 sample 1: entropies has 1 values for 3"):
-            examples(rows, torch.device("cpu"))
+        with pytest.raises(InputError, match="rows: row 1: entropies has 1 values for 3"):
+            examples(groups(rows), torch.device("cpu"))
 
     def test_groups_without_signal_leave_before_the_forward(self) -> None:
-        built = examples(annotated_rows(), torch.device("cpu"))
+        built = examples(groups(annotated_rows()), torch.device("cpu"))
         advantages = recipe(MethodParams(name="grpo")).advantages(built.batch)
         rows = torch.cat(micro_batches(built, advantages, 1)).tolist()
         assert sorted(rows) == [0, 1, 2]
@@ -162,7 +188,7 @@ class TestExamples:
     ) -> None:
         rows = [{**row, "ref_logprobs": [-2.0] * len(row["completion_ids"])} 
                 for row in annotated_rows()]  # fmt: skip
-        built = examples(rows, torch.device("cpu"))
+        built = examples(groups(rows), torch.device("cpu"))
         for section, expected in (
             # old_logprobs are above ref_logprobs everywhere: tokens with positive advantages stay
             ({"name": "asr"}, [0, 2]),
@@ -198,10 +224,9 @@ class TestStep:
         total.backward()
         want = torch.cat([p.grad.flatten() for p in oracle.parameters() if p.grad is not None])
         measured = train_step(
-            subject.model,
-            subject.optimizer,
+            subject,
             recipe(MethodParams(name="grpo")),
-            examples(rows, torch.device("cpu")),
+            examples(groups(rows), torch.device("cpu")),
             SETTINGS,
         )
         assert measured["loss"] == pytest.approx(total.item(), rel=1e-4)
@@ -223,10 +248,9 @@ class TestStep:
         for budget in (1, 20, 1000):
             subject = policy(tiny_model, lr=1e-3)
             measured = train_step(
-                subject.model,
-                subject.optimizer,
+                subject,
                 recipe(MethodParams(name=name)),
-                examples(rows, torch.device("cpu")),
+                examples(groups(rows), torch.device("cpu")),
                 StepSettings(1.0, 4, budget),
             )
             results.append(measured)
@@ -239,10 +263,9 @@ class TestStep:
         subject = policy(tiny_model, lr=1e-2, weight_decay=0.1)
         before = policy_version(subject.model)
         measured = train_step(
-            subject.model,
-            subject.optimizer,
+            subject,
             recipe(MethodParams(name="gtpo")),
-            examples(rows, torch.device("cpu")),
+            examples(groups(rows), torch.device("cpu")),
             SETTINGS,
         )
         assert measured["loss"] == measured["grad_norm"] == 0.0
@@ -256,10 +279,9 @@ class TestStep:
         kept = {n: p.clone() for n, p in subject.model.named_parameters()}
         with pytest.raises((NonFiniteError, InputError), match="p0"):
             train_step(
-                subject.model,
-                subject.optimizer,
+                subject,
                 recipe(MethodParams(name="grpo")),
-                examples(annotated_rows(), torch.device("cpu")),
+                examples(groups(annotated_rows()), torch.device("cpu")),
                 SETTINGS,
             )
         for name, weight in subject.model.named_parameters():

@@ -171,7 +171,8 @@ class Checkpoints:
         """The checkpoint with the highest `keep_best` (lowest where that starts with '-').
 
         A row of the curve measures the policy before the row's first update, so a checkpoint is
-        judged by the row that follows it; the newest has none yet. Of equal ones the first wins.
+        judged by the row that follows it, if that has the column; the newest has none yet. Of equal
+        ones the first wins.
         """
         if self.params.keep_best is None:
             return None
@@ -182,11 +183,13 @@ class Checkpoints:
             row, within = divmod(int(path.name.removeprefix("update-")), self.updates_per_row)
             if within or row >= len(curve):
                 continue
-            if name not in curve[row]:
+            if not any(name in measured for measured in curve):
                 raise InputError(
                     f"params.yaml: checkpoint.keep_best: the curve has no {name}; it has "
                     f"{', '.join(curve[row])}"
                 )
+            if name not in curve[row]:  # not measured in every row
+                continue
             judged.append((sign * curve[row][name], path))
         return max(judged, key=lambda pair: pair[0])[1] if judged else None
 
