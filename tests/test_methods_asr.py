@@ -21,6 +21,7 @@ from entrograd.numerics.segments import change_segments
 from entrograd.params import check
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
+from entrograd.train.policy import Policy
 from entrograd.train.step import train_step
 from golden.make import SETTINGS, batch, choose, float64_model
 from helpers.method_batches import assert_rows, group, pad
@@ -174,7 +175,7 @@ def test_a_step_divides_by_what_the_whole_batch_keeps(
     flat = completion_logprobs(subject, built.prompt_ids, built.completion_ids, 1.0)[0].detach()
     optimizer = Optimizer(subject, {}, OptimizerParams(lr=1e-3), 1)
     settings = replace(SETTINGS, token_budget=budget)
-    found = train_step(subject, optimizer, method, built, settings)["loss"]
+    found = train_step(Policy(subject, optimizer), method, built, settings)["loss"]
     rows, place = built.batch, 0
     advantages = choose("grpo").advantages(rows)
     per_row, kept_count, silent = [], 0, 0

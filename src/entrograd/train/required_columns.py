@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from entrograd.errors import InputError
 from entrograd.methods.recipe import Recipe
@@ -31,7 +33,12 @@ def check_required_columns(
             f"params.yaml: {section}.checkpoint.keep_best: no learning curve has {best!r}; take "
             f"{', '.join(allowed)} ('-' before it: the lowest is best)"
         )
-    who = f"method {recipe.name} (with its reward, advantage, weighting and loss)"
+    if best == "heldout_accuracy" and getattr(stage, "evaluate", None) is None:
+        raise InputError(
+            f"params.yaml: {section}.checkpoint.keep_best: heldout_accuracy is not measured; set "
+            "train_online.evaluate, such as {every_rounds: 10, problems: 128}"
+        )
+    who = f"method {recipe.name} (with its reward, credit, modulation and loss)"
     if "ref_logprobs" in recipe.required_columns and stage.reference is None:
         raise InputError(
             f"params.yaml: {section}.reference: {who} reads ref_logprobs; name the folder of a "
@@ -49,17 +56,23 @@ def check_required_columns(
         )
 
 
-def check_columns(recipe: Recipe, rows: Iterable[Mapping[str, Any]], where: str) -> None:
-    """InputError where a column that `recipe` reads is empty in some row; ref_logprobs are the
-    trainer's own."""
-    columns = sorted(recipe.required_columns - {"ref_logprobs"})
-    for number, row in enumerate(rows):
-        for column in columns:
-            if row.get(column) in (None, []):
-                raise InputError(
-                    f"{where}: row {number}: {column} is empty and method {recipe.name} needs it; "
-                    "annotate the rollouts with it or choose another method"
-                )
+def check_columns(recipe: Recipe, table: pa.Table, first_row: int = 0, *, where: str) -> None:
+    """InputError where a column that `recipe` reads is empty in some row of an annotated table,
+    which begins at `first_row` of `where`; ref_logprobs are the trainer's own."""
+    bad: list[tuple[int, str]] = []
+    for name in sorted(recipe.required_columns - {"ref_logprobs"}):
+        column = table[name]
+        empty = pc.is_null(column)
+        if pa.types.is_list(column.type):
+            empty = pc.or_(empty, pc.equal(pc.fill_null(pc.list_value_length(column), 0), 0))
+        if (row := pc.index(empty, True).as_py()) >= 0:
+            bad.append((row, name))
+    if bad:
+        row, name = min(bad, key=lambda pair: pair[0])
+        raise InputError(
+            f"{where}: row {first_row + row}: {name} is empty and method {recipe.name} needs it; "
+            "annotate the rollouts with it or choose another method"
+        )
 
 
 def with_heads(recipe: Recipe, heads: Collection[str], entropies: Mapping[str, float]) -> Recipe:
