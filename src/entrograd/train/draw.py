@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from entrograd.annotate.clusters import clusterer
-from entrograd.annotate.groups import annotate_rows
-from entrograd.annotate.summary import WATCHED, check_alarms, summarise_rows
+from entrograd.annotate.completions import Prompts
+from entrograd.annotate.groups import GroupStatistics, annotate_groups
+from entrograd.annotate.summary import WATCHED, check_alarms, summarise_groups
+from entrograd.annotate.token_entropy import TokenValues
+from entrograd.data.groups import PromptGroup, groups_of, table_of
 from entrograd.methods.base import Recipe
 from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engine import Engine, Request
-from entrograd.rollout.rollout import group_requests, rollout_rows
+from entrograd.rollout.rollout import EncodedPrompt, group_requests, rollout_groups
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.train.dynamic import Filled, fill, has_signal
 from entrograd.train.params import TrainOnlineStage
 from entrograd.train.processes import Group, Processes, by_group
@@ -34,7 +38,8 @@ class RoundDrawer:
         self,
         params: TrainOnlineStage,
         recipe: Recipe,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[EncodedPrompt],
+        prompts: Prompts,
         order: PromptOrder,
         engine: Engine,
         scoring: Scoring,
@@ -46,8 +51,8 @@ class RoundDrawer:
         self.order, self.engine, self.scoring, self.grader = order, engine, scoring, grader
         self.processes, self.device = processes, device
         self.cluster = clusterer(params.annotate.clusters, grader, params.annotate.device)
-        self.known = {row["prompt_id"]: row for row in rows}
-        self.places = {row["prompt_id"]: index for index, row in enumerate(rows)}
+        self.prompts = prompts
+        self.places = {row.prompt_id: index for index, row in enumerate(rows)}
 
     def draw(self, number: int, before: Round | None, sampled: Group | None = None) -> Round:
         """Round `number`; with dynamic sampling it begins with what the round `before` left.
@@ -57,7 +62,7 @@ class RoundDrawer:
         carried = by_group(before.surplus) if before else []
         used = {self.places[group[0]["prompt_id"]] for group in carried}
         seen: Group = []
-        statistics: Group = []
+        statistics: list[GroupStatistics] = []
 
         def sample(count: int) -> list[Group]:
             own = sampled
@@ -88,15 +93,17 @@ class RoundDrawer:
             share=filled.share,
         )
 
-    def _watched(self, number: int, rows: Group, groups: Group) -> dict[str, float]:
+    def _watched(
+        self, number: int, rows: Group, statistics: list[GroupStatistics]
+    ) -> dict[str, float]:
         """What the curve has of the rows that were drawn, and how many alarms they raise."""
         if not rows:  # the round before left enough
             none = dict.fromkeys((f"{status}_fraction" for status in WATCHED), 0.0)
             return {"semantic_entropy": 0.0, **none, "alarms": 0.0}
-        summary = summarise_rows(rows, groups)
+        summary = summarise_groups(_groups(rows, "annotated"), statistics)
         alarms = check_alarms(summary, self.params.annotate.alarms, f"round {number + 1}")
         return {
-            "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in groups])),
+            "semantic_entropy": float(np.mean([each.semantic_entropy_rao for each in statistics])),
             **{f"{status}_fraction": summary["status"][status] for status in WATCHED},
             "alarms": float(alarms),
         }
@@ -116,17 +123,36 @@ class RoundDrawer:
             return []
         seed = round_seed(self.params.train_online.seed, number)
         completions = self.engine.generate(requests, self.params.rollout.sampling, seed)
-        return rollout_rows(requests, completions, seed, self.engine)
+        groups = rollout_groups(requests, completions, seed, self.engine)
+        rows: Group = table_of(groups, "rollouts").to_pylist()
+        return rows
 
-    def _annotate(self, number: int, sampled: Group) -> tuple[Group, Group]:
+    def _annotate(self, number: int, sampled: Group) -> tuple[Group, list[GroupStatistics]]:
         """(annotated rows, their groups' statistics) of what every process sampled."""
-        annotated: Group = []
-        groups: Group = []
-        if sampled:
-            annotated, groups = annotate_rows(
-                sampled, self.known, self.scoring, self.grader, self.cluster, self.params.annotate
+        groups, statistics = _groups(sampled, "rollouts"), []
+        if groups:
+            statistics = annotate_groups(
+                groups, self.prompts, self._score, self.grader, self.cluster, self.params.annotate
             )
         self.processes.check_equal(self.engine.policy_version, "the policy")
-        annotated = self.processes.gather_groups(annotated)
+        annotated = self.processes.gather_groups(table_of(groups, "annotated").to_pylist())
         check_columns(self.recipe, annotated, f"round {number + 1}")
-        return annotated, self.processes.gather(groups)
+        return annotated, self.processes.gather(statistics)
+
+    def _score(self, groups: Sequence[PromptGroup]) -> Sequence[TokenValues]:
+        return self.scoring(
+            [
+                {
+                    "prompt_id": group.prompt_id,
+                    "prompt_ids": group.prompt_ids,
+                    "completion_ids": completion.completion_ids,
+                    "reward": completion.reward,
+                }
+                for group in groups
+                for completion in group.completions
+            ]
+        )
+
+
+def _groups(rows: Group, name: str) -> list[PromptGroup]:
+    return groups_of(pa.Table.from_pylist(rows, SCHEMAS[name]), "round")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from entrograd.annotate.completions import Prompts
 from entrograd.annotate.reward_weights import read_entropies
 from entrograd.methods.registry import recipe as choose
 from entrograd.models.load import load_tokenizer
@@ -50,7 +51,7 @@ def train_online(
     check_required_columns(recipe, "train_online", online, heads)
     recipe = with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
     tokenizer = load_tokenizer(model)
-    rows = encoded_prompts(prompts, None, params.rollout, model)
+    rows = encoded_prompts(prompts, None, params.rollout, model, resume)
     per_round = online.epochs_per_round
     updates = online.rounds * per_round
     processes = connect(online.device)
@@ -101,6 +102,7 @@ def train_online(
             params,
             recipe,
             rows,
+            Prompts(prompts),
             order,
             engine,
             scoring,

@@ -45,7 +45,7 @@ class Reference:
             self.settings.token_budget,
         )
         share = [
-            {"prompt_id": row["prompt_id"], "ref_logprobs": logprobs}
+            {"prompt_id": row["prompt_id"], "ref_logprobs": logprobs.tolist()}
             for row, (logprobs, _) in zip(mine, scored, strict=True)
         ]
         for row, found in zip(missing, processes.gather_groups(share), strict=True):

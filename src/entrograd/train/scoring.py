@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrograd.models.forward import TokenValues, batches, completion_logprobs, score, token_lists
+from entrograd.models.forward import (
+    TokenValues,
+    batches,
+    completion_logprobs,
+    per_completion,
+    score,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Scoring:
                 self.share_prompts,
             )
             self._kept = CachedForward(torch.tensor(kept), flat)
-            values |= zip(kept, token_lists(flat.detach(), entropies, parts), strict=True)
+            values |= zip(kept, per_completion(flat.detach(), entropies, parts), strict=True)
         scored = score(
             self.model,
             [prompts[i] for i in rest],
