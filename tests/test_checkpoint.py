@@ -363,11 +363,11 @@ def test_prompt_order_continues_anywhere() -> None:
 
 def test_the_position_in_the_prompt_order_does_not_grow() -> None:
     """Oracle: the order as a list of all prompts that wait."""
-    order, waiting = PromptOrder(50, 7, seed=3), []
+    order, waiting = PromptOrder(50, 7, seed=3), list[int]()
     generator = np.random.Generator(np.random.Philox(key=3))
     for number in range(60):
         carried = {(5 * number + i) % 50 for i in range(number % 4)}
-        used, want = set(carried), []
+        used, want = set(carried), list[int]()
         while len(want) < 7:
             if used.issuperset(waiting):
                 waiting = [*waiting, *generator.permutation(50).tolist()]

@@ -45,7 +45,8 @@ def examples(groups: Sequence[PromptGroup], device: torch.device) -> Examples:
         return padded(arrays, mask, device) if len(arrays) == len(completions) else None
 
     tokens = {c.batch: token_column(name) for name, c in TOKEN_COLUMNS.items() if c.batch}
-    if tokens["old_logprobs"] is None:
+    old_logprobs = tokens.pop("old_logprobs")
+    if old_logprobs is None:
         raise InputError("column old_logprobs: a row has no values; annotate the rollouts first")
     heads = [completion.reward_heads or {} for completion in completions]
     clusters = [completion.cluster_id for completion in completions]
@@ -55,6 +56,7 @@ def examples(groups: Sequence[PromptGroup], device: torch.device) -> Examples:
         .long()
         .to(device),
         rewards=torch.tensor([float(c.reward or 0.0) for c in completions], device=device),
+        old_logprobs=old_logprobs,
         cluster_ids=None if None in clusters else torch.tensor(clusters, device=device),
         reward_heads=torch.tensor([list(row.values()) for row in heads], device=device)
         if all(heads)

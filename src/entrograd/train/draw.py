@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from entrograd.annotate.clusters import clusterer
-from entrograd.annotate.groups import annotate_rows
+from entrograd.annotate.groups import GroupStatistics, annotate_groups
 from entrograd.annotate.params import AnnotateParams
-from entrograd.annotate.summary import WATCHED, check_alarms, summarise_rows
-from entrograd.data.groups import PromptGroup, groups_of, table_of
+from entrograd.annotate.summary import WATCHED, check_alarms, summarise_groups
+from entrograd.data.groups import PromptGroup, table_of
+from entrograd.data.prompt import PromptRow
 from entrograd.methods.recipe import Recipe
 from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engine import Engine, Request
-from entrograd.rollout.rollout import group_requests, rollout_rows
-from entrograd.storage.schemas import SCHEMAS
+from entrograd.rollout.rollout import EncodedPrompt, group_requests, rollout_groups
 from entrograd.train.curve import Stopwatch
 from entrograd.train.dynamic import Filled, fill, has_signal
 from entrograd.train.params import TrainOnlineStage
@@ -27,21 +25,24 @@ from entrograd.train.required_columns import check_columns
 from entrograd.train.rounds import PromptOrder, Round, round_seed
 from entrograd.train.scoring import Scoring
 
-Statistics = list[dict[str, Any]]  # rows of the groups table
-
 
 class TrainingPrompts:
-    """The encoded training prompts, and the order in which rounds draw them."""
+    """The training prompts, tokenised, their rows of the prompts table, and the order in which
+    rounds draw them."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], order: PromptOrder) -> None:
-        self.rows, self.order = rows, order
-        self.by_id = {row["prompt_id"]: row for row in rows}
-        self.places = {row["prompt_id"]: index for index, row in enumerate(rows)}
+    def __init__(
+        self,
+        encoded: Sequence[EncodedPrompt],
+        rows: Mapping[str, PromptRow],
+        order: PromptOrder,
+    ) -> None:
+        self.encoded, self.rows, self.order = encoded, rows, order
+        self.places = {prompt.prompt_id: place for place, prompt in enumerate(encoded)}
 
-    def take(self, count: int, used: set[int]) -> list[Mapping[str, Any]]:
+    def take(self, count: int, used: set[int]) -> list[EncodedPrompt]:
         """The next `count` prompts beside those at the places `used`, to which theirs are added;
-        fewer where no more are left."""
-        return [self.rows[place] for place in self.order.take(count, used)]
+        fewer if no more are left."""
+        return [self.encoded[place] for place in self.order.take(count, used)]
 
 
 class Annotator:
@@ -50,7 +51,7 @@ class Annotator:
     def __init__(
         self,
         params: AnnotateParams,
-        prompts: Mapping[str, Mapping[str, Any]],
+        prompts: Mapping[str, PromptRow],
         score: Scoring,
         grader: Grader,
         stopwatch: Stopwatch,
@@ -59,25 +60,12 @@ class Annotator:
         self.stopwatch = stopwatch
         self.cluster = clusterer(params.clusters, grader, params.device)
 
-    def __call__(self, groups: Sequence[PromptGroup]) -> tuple[list[PromptGroup], Statistics]:
-        """(the groups annotated, the statistics of each)."""
-
-        def score(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[float], list[float]]]:
-            scored = _groups(rows, "rollouts")
-            completions = (c for group in scored for c in group.completions)
-            for completion, row in zip(completions, rows, strict=True):
-                completion.reward = row["reward"]
-            return [(a.tolist(), b.tolist()) for a, b in self.score(scored)]
-
-        rows, statistics = annotate_rows(
-            table_of(groups, "rollouts").to_pylist(),
-            self.prompts,
-            score,
-            self.grader,
-            self.cluster,
-            self.params,
-        )
-        return _groups(rows, "annotated"), statistics
+    def __call__(self, groups: Sequence[PromptGroup]) -> list[GroupStatistics]:
+        """Annotate groups in place; returns the statistics of each."""
+        with self.stopwatch.phase("annotate"):
+            return annotate_groups(
+                groups, self.prompts, self.score, self.grader, self.cluster, self.params
+            )
 
 
 class RoundDrawer:
@@ -109,7 +97,7 @@ class RoundDrawer:
         carried = before.surplus if before else []
         used = {self.prompts.places[group.prompt_id] for group in carried}
         seen: list[PromptGroup] = []
-        statistics: Statistics = []
+        statistics: list[GroupStatistics] = []
 
         def sample(count: int) -> list[PromptGroup]:
             own = sampled
@@ -139,7 +127,7 @@ class RoundDrawer:
         """This process's part of the requests for a whole round."""
         return self.requests(self.prompts.take(self.prompts.order.per_round, set()))
 
-    def requests(self, prompts: Sequence[Mapping[str, Any]]) -> list[Request]:
+    def requests(self, prompts: Sequence[EncodedPrompt]) -> list[Request]:
         """This process's part of the requests for these prompts."""
         mine = self.policy.processes.share(prompts)
         return group_requests(mine, self.params.rollout.group_size)
@@ -151,38 +139,32 @@ class RoundDrawer:
         seed = round_seed(self.params.train_online.seed, number)
         with self.annotator.stopwatch.phase("sample"):
             completions = self.engine.generate(requests, self.params.rollout.sampling, seed)
-        return _groups(rollout_rows(requests, completions, seed, self.engine), "rollouts")
+        return rollout_groups(requests, completions, seed, self.engine)
 
     def _annotate(
         self, number: int, sampled: list[PromptGroup]
-    ) -> tuple[list[PromptGroup], Statistics]:
+    ) -> tuple[list[PromptGroup], list[GroupStatistics]]:
         """(annotated groups, the statistics of each) of what every process sampled."""
-        with self.annotator.stopwatch.phase("annotate"):
-            groups, statistics = self.annotator(sampled) if sampled else ([], [])
+        statistics = self.annotator(sampled) if sampled else []
         processes = self.policy.processes
         processes.check_equal(self.engine.policy_version, "the policy")
-        groups = processes.gather(groups)
+        groups = processes.gather(sampled)
         table = table_of(groups, "annotated")
         check_columns(self.recipe, table, where=f"round {number + 1}")
         return groups, processes.gather(statistics)
 
     def _watched(
-        self, number: int, groups: Sequence[PromptGroup], statistics: Statistics
+        self, number: int, groups: Sequence[PromptGroup], statistics: Sequence[GroupStatistics]
     ) -> dict[str, float]:
         """What the curve has of the groups that were drawn, and how many alarms they raise."""
         if not groups:  # the round before left enough: this policy has drawn nothing
             return {"alarms": 0.0}
-        summary = summarise_rows(table_of(groups, "annotated").to_pylist(), statistics)
+        summary = summarise_groups(groups, statistics)
         alarms = check_alarms(summary, self.params.annotate.alarms, f"round {number + 1}")
-        rewards = [completion.reward for group in groups for completion in group.completions]
+        rewards = [c.reward or 0.0 for group in groups for c in group.completions]
         return {
             "reward_mean": float(np.mean(rewards)),
-            "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in statistics])),
+            "semantic_entropy": float(np.mean([each.semantic_entropy_rao for each in statistics])),
             **{f"{status}_fraction": summary["status"][status] for status in WATCHED},
             "alarms": float(alarms),
         }
-
-
-def _groups(rows: Sequence[Mapping[str, Any]], name: str) -> list[PromptGroup]:
-    table = pa.Table.from_pylist([dict(row) for row in rows], SCHEMAS[name])
-    return groups_of(table, name)

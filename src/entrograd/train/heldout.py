@@ -60,8 +60,8 @@ class Heldout:
         """heldout_accuracy of the engine's policy, the share of problems with the full reward, if
         round `number`, counted from 0, is one to measure; else {}. Several processes share the
         problems out; every one calls this."""
-        every = self.online.evaluate and self.online.evaluate.every_rounds
-        if every is None or (number % every and number != self.online.rounds - 1):
+        evaluate, last = self.online.evaluate, self.online.rounds - 1
+        if evaluate is None or (number % evaluate.every_rounds and number != last):
             return {}
         mine = processes.share(self._requests)
         completions = engine.generate([r for r, _ in mine], self.sampling, self.online.seed)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from entrograd.annotate.completions import Prompts
 from entrograd.annotate.reward_weights import read_entropies
 from entrograd.methods.recipe import Recipe
 from entrograd.methods.registry import recipe as choose
@@ -51,11 +52,11 @@ def train_online(
     annotated rollouts (a shard per round) and the learning curve. ENCORE's entropies are those in
     `reward_heads`. Unfinished work in `resume` is continued. Returns the one-line result."""
     online, recipe = params.train_online, _recipe(params, reward_heads)
-    rows = encoded_prompts(prompts, None, params.rollout, model)
+    encoded = encoded_prompts(prompts, None, params.rollout, model, resume)
     heldout = Heldout(online, params.rollout, prompts, model)
     processes = connect(online.device)
     check_processes(params.rollout, processes.count)
-    mini_batches = MiniBatches(online, len(rows))
+    mini_batches = MiniBatches(online, len(encoded))
     per_round = mini_batches.updates
     policy = Policy.load(model, online, online.rounds * per_round, processes)
     device, optimizer = policy.model.device, policy.optimizer
@@ -79,8 +80,8 @@ def train_online(
         params.annotate.token_budget,
         mini_batches.first,
     )
-    order = PromptOrder(len(rows), online.prompts_per_round, online.seed)
-    training = TrainingPrompts(rows, order)
+    order = PromptOrder(len(encoded), online.prompts_per_round, online.seed)
+    training = TrainingPrompts(encoded, Prompts(prompts), order)
     begun = optimizer.done // per_round
     with (
         progress(online.rounds, "rounds", "train_online", begun) as bar,
@@ -151,7 +152,7 @@ def _drawer(
             policy=policy,
             prompts=prompts,
             engine=engine,
-            annotator=Annotator(params.annotate, prompts.by_id, score, grader, stopwatch),
+            annotator=Annotator(params.annotate, prompts.rows, score, grader, stopwatch),
         )
 
 

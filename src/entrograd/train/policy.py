@@ -136,7 +136,7 @@ class Policy:
         if self.source.lora or self.processes.sharded:
             model = load_model(self.source.path, "float32", "cpu")
         else:
-            model = self.model.to(torch.float32)
+            model = self.model.float()
         if self.source.lora:
             merge(model, self.model, weights, model)
         else:

@@ -52,7 +52,7 @@ class Reference:
             self.settings.temperature,
             self.settings.token_budget,
         )
-        logprobs = (np.asarray(values, np.float32) for values, _ in scored)
+        logprobs = (values for values, _ in scored)
         share = [list(islice(logprobs, len(group))) for group in mine]
         for group, found in zip(missing, processes.gather(share), strict=True):
             for completion, values in zip(group.completions, found, strict=True):

@@ -7,23 +7,26 @@ micro-batch the graph is kept, and the update has no forward of its own for them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from entrograd.data.groups import PromptGroup
-from entrograd.models.forward import batches, completion_logprobs, score, token_lists
+from entrograd.models.forward import (
+    TokenValues,
+    batches,
+    completion_logprobs,
+    per_completion,
+    score,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from entrograd.train.forward_backward import StepSettings
-
-TokenValues = tuple[np.ndarray, np.ndarray]  # logprobs and entropies, [T] each
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Scoring:
         self._cached: CachedForward | None = None
 
     def __call__(self, groups: Sequence[PromptGroup]) -> list[TokenValues]:
-        """(logprobs, entropies) of each completion, [T] float32 in nats, group after group. Which
+        """(logprobs, entropies) of each completion, [T] in nats, group after group. Which
         keep their graph depends on `groups` alone, so scoring them again under the same weights
         gives the same."""
         prompts = [group.prompt_ids for group in groups for _ in group.completions]
@@ -76,7 +79,7 @@ class Scoring:
                 self.settings.share_prompts,
             )
             self._cached = CachedForward(torch.tensor(kept), flat)
-            values |= zip(kept, arrays(token_lists(flat.detach(), entropies, parts)), strict=True)
+            values |= zip(kept, per_completion(flat.detach(), entropies, parts), strict=True)
         scored = score(
             self.model,
             [prompts[i] for i in rest],
@@ -84,18 +87,13 @@ class Scoring:
             temperature,
             self.score_budget,
         )
-        values |= zip(rest, arrays(scored), strict=True)
+        values |= zip(rest, scored, strict=True)
         return [values[i] for i in range(len(completions))]
 
     def take(self) -> CachedForward | None:
         """What the last call kept, once: after an update the weights are others."""
         cached, self._cached = self._cached, None
         return cached
-
-
-def arrays(scored: Iterable[tuple[Sequence[float], Sequence[float]]]) -> list[TokenValues]:
-    """Values of each completion as they are stored, in float32."""
-    return [(np.asarray(a, np.float32), np.asarray(b, np.float32)) for a, b in scored]
 
 
 def _with_signal(groups: Sequence[PromptGroup]) -> list[int]:
