@@ -23,17 +23,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from work import product_rate, step_work
 
+from entrograd.data.groups import Completion, PromptGroup
 from entrograd.models.forward import completion_logprobs
 from entrograd.numerics.surrogate import clipped
 from entrograd.rollout.engine import Request
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.files import write_json
+from entrograd.train.forward_backward import StepSettings
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.scoring import Scoring
 
@@ -125,7 +128,9 @@ def loss(logprobs: Tensor, old: Tensor, advantage: Tensor, total: int) -> Tensor
 def ours(model: Any, optimizer: Optimizer, task: Task) -> Callable[[Clock], None]:
     """The engine, then scoring with the graph kept, then the update."""
     engine = TransformersEngine(model, NoText(), task.token_budget * 4)
-    scoring = Scoring(model, 1.0, task.token_budget, task.token_budget * 4)
+    scoring = Scoring(
+        model, StepSettings(1.0, task.completion, task.token_budget), task.token_budget * 4
+    )
     new: Any = task.completion
     sampling: Any = SimpleNamespace(
         temperature=1.0,
@@ -150,8 +155,17 @@ def ours(model: Any, optimizer: Optimizer, task: Task) -> Callable[[Clock], None
         ]
         drawn: list[Any] = [row["completion_ids"] for row in rows]
         assert all(len(ids) == new for ids in drawn)
-        graded = [{**row, "reward": r} for row, r in zip(rows, rewards(drawn), strict=True)]
-        old = torch.tensor([values for values, _ in scoring(graded)], device=model.device)
+        graded: dict[str, PromptGroup] = {}
+        for row, reward in zip(rows, rewards(drawn), strict=True):
+            group = graded.setdefault(
+                row["prompt_id"], PromptGroup(row["prompt_id"], np.array(row["prompt_ids"]), [])
+            )
+            ids = np.array(row["completion_ids"])
+            group.completions.append(
+                Completion(len(group), ids, "", "length", 0, "", reward=reward)
+            )
+        scored = scoring(list(graded.values()))
+        old = torch.from_numpy(np.stack([values for values, _ in scored])).to(model.device)
         advantage = advantages(drawn, task.group, model.device)
         clock("scoring")
         kept = scoring.take()

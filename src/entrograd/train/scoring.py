@@ -54,7 +54,7 @@ class Scoring:
         self._cached: CachedForward | None = None
 
     def __call__(self, groups: Sequence[PromptGroup]) -> list[TokenValues]:
-        """(logprobs, entropies) of each completion, [T] float32 in nats, group after group. Which
+        """(logprobs, entropies) of each completion, [T] in nats, group after group. Which
         keep their graph depends on `groups` alone, so scoring them again under the same weights
         gives the same."""
         prompts = [group.prompt_ids for group in groups for _ in group.completions]
@@ -94,8 +94,8 @@ class Scoring:
 
 
 def arrays(scored: Iterable[tuple[Sequence[float], Sequence[float]]]) -> list[TokenValues]:
-    """Values of each completion as they are stored, in float32."""
-    return [(np.asarray(a, np.float32), np.asarray(b, np.float32)) for a, b in scored]
+    """The values of each completion as arrays."""
+    return [(np.asarray(a), np.asarray(b)) for a, b in scored]
 
 
 def _with_signal(groups: Sequence[PromptGroup]) -> list[int]:
