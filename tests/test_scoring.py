@@ -133,8 +133,8 @@ def test_scores_are_those_of_score_in_the_rows_order(tiny_model: Path) -> None:
     for budget in (1, 12, 1000):
         got = Scoring(model, StepSettings(0.9, 4, budget), 30)(groups(drawn))
         for (a, b), (c, d) in zip(got, want, strict=True):
-            assert a.tolist() == pytest.approx(c, abs=1e-6)
-            assert b.tolist() == pytest.approx(d, abs=1e-6)
+            assert a.tolist() == pytest.approx(c, abs=1e-12)
+            assert b.tolist() == pytest.approx(d, abs=1e-12)
 
 
 def test_what_is_kept_is_kept_for_one_update(tiny_model: Path) -> None:

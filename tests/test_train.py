@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from entrograd.data.groups import table_of
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
@@ -24,6 +25,7 @@ from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.rounds import PromptOrder, round_seed
 from entrograd.train.step import train_step
+from entrograd.train.stored_groups import StoredGroups
 from helpers.tables import annotated_rows, groups, write_prompts
 from helpers.training import online_hashes, pipeline_params, policy
 
@@ -226,6 +228,51 @@ class TestStep:
             )
         for name, weight in subject.model.named_parameters():
             assert torch.equal(weight, kept[name]) or name == "model.embed_tokens.weight"
+
+
+class TestStoredGroups:
+    """A table read as it is due, against the whole of it in memory."""
+
+    def test_any_group_is_that_of_the_whole_table(self, tmp_path: Path) -> None:
+        """Groups whose rows lie apart, in shards of odd sizes, beyond one batch of rows."""
+        rows = [
+            {**row, "prompt_id": f"p{i % 50}", "sample_index": i, "prompt_ids": [5, i % 50]}
+            for i, row in enumerate(annotated_rows() * 30)
+        ]
+        for number, start in enumerate(range(0, len(rows), 67)):
+            part = rows[start : start + 67]
+            write_table(tmp_path / "t" / shard_name(number), part, "annotated")
+        write_manifest(tmp_path / "t")
+        parts: list[tuple[int, int]] = []
+        stored = StoredGroups(
+            tmp_path / "t", tmp_path / "work", lambda t, first: parts.append((first, len(t)))
+        )
+        assert parts == [(0, 64), (64, 64), (128, 52)]
+        assert (len(stored), stored.completions, stored.longest) == (50, 180, 3)
+        whole = groups(rows)
+        for index in (49, 0, 17, 17):
+            assert table_of([stored[index]], "annotated").equals(
+                table_of([whole[index]], "annotated")
+            )
+        stored.add("ref_logprobs", with_reference)
+        for index in (3, 48):
+            for completion in stored[index].completions:
+                want = completion.tokens["old_logprobs"] - 1
+                assert np.array_equal(completion.tokens["ref_logprobs"], want)
+
+    def test_two_prompts_of_one_id_are_named(self, tmp_path: Path) -> None:
+        rows = annotated_rows()
+        rows[4]["prompt_ids"] = [9]
+        write_table(tmp_path / "t.parquet", rows, "annotated")
+        with pytest.raises(InputError, match=r"t\.parquet: row 4: prompt_ids differ .* prompt p1"):
+            StoredGroups(tmp_path / "t.parquet", tmp_path / "work", lambda *_: None)
+        assert not list((tmp_path / "work").glob("*"))
+
+
+def with_reference(built: list[PromptGroup]) -> None:
+    for group in built:
+        for completion in group.completions:
+            completion.tokens["ref_logprobs"] = completion.tokens["old_logprobs"] - 1
 
 
 class TestOffline:
