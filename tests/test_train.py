@@ -7,10 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from entrograd.data.groups import table_of
+from entrograd.data.groups import PromptGroup, table_of
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
