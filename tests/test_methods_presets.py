@@ -28,7 +28,7 @@ from entrograd.methods.registry import component, component_files, recipe
 from entrograd.numerics import aggregate
 from entrograd.params import check
 from helpers.method_batches import HEADS, group, make_batch
-from helpers.paths import ROOT
+from helpers.paths import SHIPPED
 
 LOSS = {
     "kl_coefficient": 0.0,
@@ -420,7 +420,7 @@ class TestParametersWithoutEffect:
     def test_the_parameters_as_shipped_fit_any_method(
         self, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        shipped = yaml.safe_load((ROOT / "params.yaml").read_text())["method"]
+        shipped = yaml.safe_load(SHIPPED.read_text())["method"]
         for section in ({**shipped, "name": name}, {**shipped, "name": name, "weighting": "none"}):
             choose(**section)
         assert not caplog.text

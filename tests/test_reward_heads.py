@@ -22,7 +22,7 @@ from entrograd.train.batch import examples
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
 from helpers.annotation import SETTINGS, Files
-from helpers.paths import ROOT
+from helpers.paths import SHIPPED
 from helpers.tables import annotated_rows, groups
 from helpers.training import pipeline_params
 
@@ -288,7 +288,7 @@ class TestStages:
 
 
 def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = SHIPPED.read_text()
     file = tmp_path / "params.yaml"
     for old, new, message in (
         ("  name: gtpo\n", "  name: encore\n", "annotate.heads: method encore"),

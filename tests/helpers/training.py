@@ -18,13 +18,13 @@ from entrograd.train import online as online_module
 from entrograd.train.online import train_online
 from entrograd.train.params import TrainOfflineParams
 from entrograd.train.policy import Policy
-from helpers.paths import ROOT
+from helpers.paths import SHIPPED
 from helpers.tables import annotated_rows, write_prompts
 
 
 def pipeline_params(**sections: Any) -> Params:
     """The project's own params.yaml in float32, with blocks of some sections replaced."""
-    data = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data = yaml.safe_load(SHIPPED.read_text())
     for name in ("rollout", "annotate", "train_offline", "train_online", "evaluate"):
         data[name]["dtype"] = "float32"
     for name, block in sections.items():

@@ -44,8 +44,6 @@ TOPICS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
         "heldout_problems max_new_tokens stop seed grader.extraction bootstrap confidence",
     ),
 )
-# Where a server is changes no result, and its address may hold a password.
-_PRIVATE = {"rollout": {"vllm": {"url", "weights_folder"}}}
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def pairs(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _values(settings: Params) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude=_PRIVATE)
+    return settings.model_dump(mode="json")
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:

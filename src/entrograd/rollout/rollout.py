@@ -43,6 +43,7 @@ def rollout(
     prompt does not fit the context.
     """
     rows = encoded_prompts(prompts, params.prompts, params, model, resume)
+    resume = resume / f"by-{params.shard_prompts}"  # shards of another size are another division
     shards = [
         rows[start : start + params.shard_prompts]
         for start in range(0, len(rows), params.shard_prompts)

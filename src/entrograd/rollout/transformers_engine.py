@@ -100,7 +100,7 @@ class TransformersEngine:
             self.token_budget //= 2
             log.warning(
                 "out of memory with %d completions at a time: going on with a token budget of %d; "
-                "set rollout.token_budget to it",
+                "set execution.rollout.token_budget to it",
                 rows,
                 self.token_budget,
             )

@@ -125,8 +125,8 @@ class InProcessVllm(VllmEngine):
         except (RuntimeError, ValueError) as error:
             raise EngineError(
                 f"vLLM does not start: {error}. Its own log tells more "
-                "(VLLM_LOGGING_LEVEL=INFO); memory is set by rollout.vllm.kv_cache_gib and "
-                "gpu_memory_utilization"
+                "(VLLM_LOGGING_LEVEL=INFO); memory is set by "
+                "execution.rollout.vllm.kv_cache_gib and gpu_memory_utilization"
             ) from error
         self._asleep = False
         _watch(self._llm.llm_engine.engine_core)

@@ -1,10 +1,10 @@
 """A vLLM server over HTTP: token ids in, token ids and log-probabilities out.
 
-At `rollout.vllm.url`, or started here on loopback. Each completion is a request of its own and
-comes back with the name of the weights that drew it. Where the server goes away, what has come
-back is kept; it is waited for (and, if it is ours, started again), given the current weights, and
-asked for the rest: nothing is lost, and nothing is taken twice. Of several training processes one
-gives the server its weights, and the others wait for them.
+At `execution.rollout.vllm.url`, or started here on loopback. Each completion is a request of its
+own and comes back with the name of the weights that drew it. Where the server goes away, what has
+come back is kept; it is waited for (and, if it is ours, started again), given the current weights,
+and asked for the rest: nothing is lost, and nothing is taken twice. Of several training processes
+one gives the server its weights, and the others wait for them.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ class Wait:
         if self.failed > self.retries:
             raise EngineError(
                 f"{self.what}: lost ({lost}), and {self.retries} more attempts brought nothing; "
-                "start it again (finished work is kept) or raise rollout.vllm.retries"
+                "start it again (finished work is kept) or raise execution.rollout.vllm.retries"
             )
         log.warning("%s: lost (%s); next attempt in %.1f s", self.what, lost, self.seconds)
         time.sleep(self.seconds)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from entrograd.annotate.params import AnnotateParams
 from entrograd.methods.params import MethodParams
-from entrograd.params import Device, DType, Fraction, Positive, Section
+from entrograd.params import Device, DType, Execution, Fraction, Positive, Section
 from entrograd.rollout.params import RolloutParams
 
 
@@ -46,8 +46,8 @@ class Checkpoint(Section):
     """
 
     every_updates: Positive = 1
-    max_fraction: Annotated[float, Field(gt=0, le=1, exclude=True)] = 0.05
-    keep_last: Annotated[int, Field(gt=0, exclude=True)] = 2
+    max_fraction: Annotated[float, Field(gt=0, le=1), Execution] = 0.05
+    keep_last: Annotated[Positive, Execution] = 2
     keep_best: str | None = None
 
 
@@ -74,12 +74,12 @@ class TrainOfflineParams(Section):
     prompts_per_update: Positive = 16
     optimizer: Optimizer = Optimizer()
     lora: Lora | None = None
-    token_budget: Positive = 16384
+    token_budget: Annotated[Positive, Execution] = 16384
     share_prompts: bool | None = None
     seed: int = 0
     checkpoint: Checkpoint = Checkpoint()
     dtype: DType = "auto"
-    device: Device = "auto"
+    device: Annotated[Device, Execution] = "auto"
 
     def files(self) -> list[str]:
         return [self.reference] if self.reference else []
@@ -143,12 +143,12 @@ class TrainOnlineParams(Section):
     mismatch: MismatchGate = MismatchGate()
     optimizer: Optimizer = Optimizer()
     lora: Lora | None = None
-    token_budget: Positive = 16384
+    token_budget: Annotated[Positive, Execution] = 16384
     share_prompts: bool | None = None
     seed: int = 0
     checkpoint: Checkpoint = Checkpoint()
     dtype: DType = "auto"
-    device: Device = "auto"
+    device: Annotated[Device, Execution] = "auto"
 
     @model_validator(mode="after")
     def _mini_batches(self) -> TrainOnlineParams:
