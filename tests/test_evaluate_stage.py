@@ -6,22 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import only
 
 from entrograd.pipeline import runner
 from entrograd.pipeline.runner import Run, run_stage
-
-PARAMS = """
-base_model: {reference: "path:none"}
-prepare: {sources: [{kind: file, path: none.jsonl}]}
-rollout: {}
-annotate: {}
-method: {name: grpo}
-train_offline: {}
-train_online: {}
-evaluate: {}
-report: {}
-"""
+from helpers.stages import PARAMS, only
 
 
 @pytest.fixture(autouse=True)

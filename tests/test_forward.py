@@ -10,14 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    GemmaConfig,
-    GemmaForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
 from entrograd.errors import InputError
 from entrograd.models import forward
@@ -34,31 +26,7 @@ from entrograd.models.forward import (
 from entrograd.models.load import load_model
 from entrograd.models.prefix import common_prefix
 from entrograd.numerics.logprobs import logprobs_and_entropies
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "initializer_range": 0.3,
-}
-
-
-def family(name: str, attention: str) -> Any:
-    torch.manual_seed(3)
-    shape = {**SHAPE, "attn_implementation": attention}
-    if name == "llama":
-        model: Any = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
-    elif name == "qwen":
-        model = Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=False))
-    else:
-        model = GemmaForCausalLM(GemmaConfig(**shape))
-    return model.eval()
+from helpers.model_families import family
 
 
 def sequences(seed: int, groups: int = 3, size: int = 3) -> tuple[list[list[int]], list[list[int]]]:

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, only
-from test_evaluate_stage import PARAMS
 
 from entrograd.errors import InputError, Unfinished
 from entrograd.models import load
@@ -31,6 +29,8 @@ from entrograd.storage.files import (
     write_text,
 )
 from entrograd.storage.hashing import sha256
+from helpers.paths import ROOT
+from helpers.stages import PARAMS, only
 
 
 @pytest.fixture(autouse=True)

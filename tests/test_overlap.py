@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import online_hashes, write_prompts
-from test_train import pipeline_params
 
 from entrograd.errors import InputError
 from entrograd.models.load import load_model, load_tokenizer
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.tables import read_table, shard_files
 from entrograd.train import online as online_module
+from helpers.tables import write_prompts
+from helpers.training import online_hashes, pipeline_params
 
 STEPS = 5
 

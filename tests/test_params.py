@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SHIPPED
 
 from entrograd.annotate.params import AnnotateStage
 from entrograd.cli.main import main
@@ -19,6 +18,7 @@ from entrograd.pipeline.keys import RENAMED
 from entrograd.pipeline.rules import read
 from entrograd.pipeline.sections import Params
 from entrograd.rollout.params import RolloutStage
+from helpers.paths import SHIPPED
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_numbers_as_dvc_reads_and_writes_them(tmp_path: Path, text: str) -> None
     ("section", "title"),
     [
         ({"name": "gtpo"}, "gtpo"),
-        ({"name": "gtpo", "modulation": "seed_grpo"}, "gtpo (modulation: seed_grpo)"),
+        ({"name": "gtpo", "weighting": "seed_grpo"}, "gtpo (weighting: seed_grpo)"),
         (
             {"name": "grpo", "reward": "encore", "loss": "dapo"},
             "grpo (reward: encore, loss: dapo)",
@@ -119,7 +119,7 @@ def test_a_column_no_curve_has_is_found_by_check(
     content[stage]["checkpoint"] = {"keep_best": "-loss"}
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert main(["check", str(file)]) == 0
-    assert "valid; method gtpo (modulation: seed_grpo) needs" in capsys.readouterr().out
+    assert "valid; method gtpo (weighting: seed_grpo) needs" in capsys.readouterr().out
 
 
 def test_a_folder_is_no_parameters(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, SHIPPED
+
+from helpers.paths import ROOT, SHIPPED
 
 OUTPUTS = [
     "models/base",

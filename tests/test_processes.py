@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from chaos import STAGES, command
-from conftest import ROOT
 from safetensors.torch import load_file
 
 from entrograd.errors import InputError
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import read_table
-from entrograd.train.params import Lora, Optimizer
+from entrograd.train.params import Lora, TrainOfflineParams
+from entrograd.train.policy import Policy
 from entrograd.train.processes import Processes, connect, own_rows
-from entrograd.train.setup import Policy
+from helpers.chaos import STAGES, command
+from helpers.paths import ROOT
 
 
 def run(words: list[str], place: Path) -> str:
@@ -36,9 +36,9 @@ def run(words: list[str], place: Path) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tests/two_processes.py wrote."""
+    """What helpers/two_processes.py wrote."""
     folder = tmp_path_factory.mktemp("runs")
-    run([sys.executable, str(ROOT / "tests/two_processes.py"), str(folder)], folder)
+    run([sys.executable, "-m", "helpers.two_processes", str(folder)], ROOT / "tests")
     return folder
 
 
@@ -73,7 +73,8 @@ def test_two_processes_train_as_one(runs: Path, stage: str, sharded: bool) -> No
     assert "process 1 of 2" in log
     assert "process 2 of 2" in log
     assert ("each with a part of the weights" in log) == sharded
-    assert log.count(" rounds of ") == 1  # one process speaks
+    unit = "rounds" if stage == "train_online" else "updates"
+    assert log.count(f" {unit} of ") == 1  # one process speaks
     assert not list((two / "work").iterdir())
     if stage == "train_online":
         tables = [read_table(place / "rounds", "annotated") for place in (one, two)]
@@ -157,7 +158,7 @@ def test_adapters_are_not_divided(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     processes = Processes()
     monkeypatch.setattr(processes, "sharded", True)
     with pytest.raises(InputError, match=r"lora: adapters are not divided .* without --use_fsdp"):
-        Policy(tiny_model, "float32", "cpu", Optimizer(), 1, Lora(), 0, processes)
+        Policy.load(tiny_model, TrainOfflineParams(lora=Lora()), 1, processes)
 
 
 def test_rows_are_divided_by_groups_and_tokens() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_forward import SHAPE, family
 from torch import Tensor
 
 from entrograd.models.cpu import products
+from helpers.model_families import SHAPE, family
 
 
 @pytest.fixture(params=["llama", "qwen", "gemma"])

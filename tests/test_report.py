@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, SHIPPED
 
 from entrograd.errors import InputError
 from entrograd.params import check
@@ -26,6 +25,7 @@ from entrograd.report import curves, plots, samples, settings, tables
 from entrograd.report.browser import Inputs, report
 from entrograd.storage.files import read_json, write_csv, write_json
 from entrograd.storage.tables import shard_name, write_manifest, write_table
+from helpers.paths import ROOT, SHIPPED
 
 SUMMARY = {
     "base": {"n": 4, "accuracy": 0.25, "ci_low": 0.05, "ci_high": 0.70},
@@ -260,7 +260,7 @@ class TestThisRun:
         assert shown["prepare.prompt.template"] == r'"{problem} = {answer}\n"'
         assert shown["rollout.sampling.stop"] == r'["\n"]'
         assert shown["method.gtpo"] == "{a1: 1.0, a2: 0.1, normalization: with_zeros}"
-        assert shown["method.credit"] == "null"
+        assert shown["method.advantage"] == "null"
         assert "optimizer.lr" in "".join(shown)
         written = yaml.safe_load(SHIPPED.read_text())
         for key, value in shown.items():
@@ -273,14 +273,14 @@ class TestThisRun:
         self, all_files: Inputs
     ) -> None:
         blocks = {"gtpo": {"a1": 1.0}, "seed_grpo": {"alpha": 0.5}, "gspo": {"eps_low": 0.1}}
-        run = settings_of(method={"name": "grpo", "modulation": "seed_grpo", **blocks})
+        run = settings_of(method={"name": "grpo", "weighting": "seed_grpo", **blocks})
         shown = self.rows(all_files, run)["Method"][1]
         assert [key for key in shown if key.removeprefix("method.") in blocks] == [
             "method.seed_grpo"
         ]
         assert settings.recipe(run.method) == (
-            "reward composition of grpo × credit of grpo × prompt modulation of seed_grpo × "
-            "policy loss of grpo"
+            "reward composition single, advantage grpo, prompt weighting seed_grpo, "
+            "policy loss grpo"
         )
 
     def test_a_page_without_training_claims_none(self, files: Inputs) -> None:
@@ -387,7 +387,7 @@ class TestCurves:
     def test_a_run_without_steps_has_no_figure(self, tmp_path: Path) -> None:
         (tmp_path / "c.csv").write_text("")
         columns = tables.read_curve(tmp_path / "c.csv")
-        assert curves.curve(curves.METRICS[0], columns, "online", "#000000") is None
+        assert curves.curve(curves.FIGURES[0], columns, "online", "#000000") is None
 
     def test_rolling_mean(self) -> None:
         # half 1: (1+2)/2, (1+2+6)/3, (2+6)/2 with the NaN left out, 6, and the last alone with 6
@@ -396,7 +396,7 @@ class TestCurves:
         assert math.isnan(tables.rolling_mean([nan], 3)[0])
 
     def test_only_finite_columns_are_drawn(self) -> None:
-        clipped = next(m for m in curves.METRICS if "clip_low" in m.columns)
+        clipped = next(f for f in curves.FIGURES if "clip_low" in f.columns)
         columns = {"update": [1.0, 2.0], "clip_low": [math.nan] * 2, "clip_high": [0.5, math.nan]}
         spec = curves.curve(clipped, columns, "online", "#000000")
         assert spec is not None
@@ -483,7 +483,7 @@ def test_counts_are_a_table_of_equal_keys() -> None:
 
 
 def test_every_metric_is_a_column_of_its_own() -> None:
-    columns = [column for metric in curves.METRICS for column in metric.columns]
+    columns = [column for figure in curves.FIGURES for column in figure.columns]
     assert len(columns) == len(set(columns))
 
 

@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from chaos import command, outputs, prepare
-from conftest import ROOT, only
-from test_checkpoint import Killed, stop_at
-from test_evaluate_stage import PARAMS
 
 from entrograd.errors import InputError
+from entrograd.methods.params import MethodParams
 from entrograd.pipeline import fingerprint, runner
 from entrograd.pipeline.runner import Run, run_stage
 from entrograd.storage.hashing import sha256
+from helpers.chaos import command, outputs, prepare
+from helpers.paths import ROOT
+from helpers.stages import PARAMS, only
+from helpers.training import Killed, stop_at
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +112,7 @@ def give_another_input(_: pytest.MonkeyPatch) -> list[str]:
 
 def change_the_code(patch: pytest.MonkeyPatch) -> list[str]:
     code = fingerprint.code_of
-    patch.setattr(fingerprint, "code_of", lambda script: code(script) | {"entrograd/a.py": "0"})
+    patch.setattr(fingerprint, "code_of", lambda *which: code(*which) | {"entrograd/a.py": "0"})
     return []
 
 
@@ -402,6 +403,14 @@ def test_unfinished_work_is_keyed_by_the_code_of_its_stage() -> None:
     online = fingerprint.code_of(ROOT / "stages/train_online.py")
     assert {"stages/train_online.py", "entrograd/train/step.py"} <= set(online)
     assert not [file for file in online if "/report/plots" in file or "/evaluate/ev" in file]
-    report = fingerprint.code_of(ROOT / "stages/report.py")
+    chosen = MethodParams(name="gtpo", weighting="seed_grpo").modules
+    with_method = fingerprint.code_of(ROOT / "stages/train_online.py", chosen)
+    assert {file for file in with_method if "methods/advantage/" in file} == {
+        "entrograd/methods/advantage/gtpo.py"
+    }
+    assert "entrograd/methods/weighting/seed_grpo.py" in with_method
+    assert "entrograd/methods/loss/gspo.py" not in with_method
+    report = fingerprint.code_of(ROOT / "stages/report.py", chosen)
+    assert not [file for file in report if "methods/advantage/" in file]
     assert "entrograd/report/page.html.jinja" in report
     assert "entrograd/train/step.py" not in report

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHIPPED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_annotate_stage import SETTINGS, Files
-from test_train import annotated_rows, pipeline_params
 
 from entrograd.annotate.reward_weights import head_values, read_entropies, summarise_heads
 from entrograd.cli.main import main
@@ -24,6 +21,10 @@ from entrograd.storage.tables import read_table, write_table
 from entrograd.train.batch import examples
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
+from helpers.annotation import SETTINGS, Files
+from helpers.paths import SHIPPED
+from helpers.tables import annotated_rows, groups
+from helpers.training import pipeline_params
 
 POINTS = {0.0, 0.25, 0.5, 0.75, 1.0}
 
@@ -179,7 +180,7 @@ class TestWeights:
             summarise_heads([rows[:4], rows[4:5]])
 
     def test_batch_columns(self) -> None:
-        batch = examples(RATED, torch.device("cpu")).batch
+        batch = examples(groups(RATED), torch.device("cpu")).batch
         assert batch.head_names == ("format", "brevity")
         assert batch.reward_heads is not None
         assert batch.reward_heads[2].tolist() == [0.0, 0.5]

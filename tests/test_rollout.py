@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.rollout.engine import Completion, EngineError, Request
+from entrograd.rollout.engine import EngineError, Request, Sampled
 from entrograd.rollout.engines import known_context
 from entrograd.rollout.params import RolloutParams, Sampling, VllmParams
 from entrograd.rollout.rollout import rollout, training_prompts
@@ -26,6 +25,8 @@ from entrograd.rollout.sampler import draw, filter_logits, uniforms
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import provenance, read_table, shard_name, write_table
+from helpers.paths import ROOT
+from helpers.tables import prompts_table
 
 
 def requests(count: int, samples: int = 2, seed: int = 0) -> list[Request]:
@@ -258,22 +259,6 @@ class TestEngine:
         assert model.model.norm.weight.mean().item() == pytest.approx(2.0)
 
 
-def prompts_table(path: Path, count: int, split: str = "train") -> Path:
-    rows = [
-        {
-            "prompt_id": f"id{i}",
-            "source": "s",
-            "split": split,
-            "problem": f"{i} + 1",
-            "answers": [str(i + 1)],
-            "prompt_text": f"{i} + 1 = ",
-        }
-        for i in range(count)
-    ]
-    write_table(path, rows, "prompts")
-    return path
-
-
 class TestStage:
     params = RolloutParams(
         group_size=2, shard_prompts=2, sampling=Sampling(max_new_tokens=4), dtype="float32"
@@ -302,7 +287,7 @@ class TestStage:
         calls: list[int] = []
         real = TransformersEngine.generate
 
-        def generate(self: Any, asked: Any, *rest: Any) -> list[Completion]:
+        def generate(self: Any, asked: Any, *rest: Any) -> list[Sampled]:
             calls.append(len(asked))
             if len(calls) == 2:
                 raise KeyboardInterrupt

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from shard_work import dying_annotate, dying_rollout, worker
-from test_rollout import prompts_table
 
 from entrograd.annotate import annotate as annotate_module
 from entrograd.annotate import completions
@@ -26,6 +24,8 @@ from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.rollout import rollout
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import read_table, shard_files, write_table
+from helpers.shard_work import dying_annotate, dying_rollout, worker
+from helpers.tables import prompts_table
 
 KINDS = ["processes", "ray"]
 

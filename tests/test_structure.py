@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from entrograd.cli.main import main
 from entrograd.pipeline import deps, runner
 from entrograd.pipeline.modules import PACKAGE, imported, modules
+from helpers.paths import ROOT
 
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
+OPEN = {"params.py", "presets.py"}
 # What a package may never reach, directly or through others.
 WORK = {"methods", "train", "data", "models", "rollout", "rewards", "annotate"}
 FORBIDDEN = {
@@ -40,9 +41,9 @@ def relative(file: Path) -> str:
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_run_one_way(package: str) -> None:
-    """The models of params.yaml (PACKAGE/params.py) compute nothing: they are open to all."""
+    """The models of params.yaml and the names it may use compute nothing: they are open to all."""
     for file in (PACKAGE / package).rglob("*.py"):
-        reached = {f.relative_to(PACKAGE).parts[0] for f in modules(file) if f.name != "params.py"}
+        reached = {f.relative_to(PACKAGE).parts[0] for f in modules(file) if f.name not in OPEN}
         wrong = reached & FORBIDDEN[package]
         assert not wrong, f"{relative(file)} reaches {sorted(wrong)}"
 
@@ -52,6 +53,15 @@ def test_flows_import_neither_torch_nor_the_library() -> None:
         text = file.read_text()
         assert not imported(file), relative(file)
         assert not re.search(r"^\s*(import|from) torch\b", text, re.MULTILINE), relative(file)
+
+
+def test_no_test_imports_another() -> None:
+    """What two test files need is in tests/helpers, which imports no test."""
+    tests = ROOT / "tests"
+    names = "|".join(file.stem for file in tests.glob("*.py"))
+    line = re.compile(rf"^\s*(?:from|import) (?:tests\.)?(?:{names})\b", re.MULTILINE)
+    for file in tests.rglob("*.py"):
+        assert not line.search(file.read_text()), relative(file)
 
 
 def test_there_is_one_script_a_stage() -> None:

@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hostile import hostile
 
 from entrograd.rewards.params import GraderParams
 from entrograd.rewards.verify.equivalence import canonical
 from entrograd.rewards.verify.extract import extract
 from entrograd.rewards.verify.grade import STATUSES, Grade, Grader, Item
+from helpers.hostile import hostile
 
 COUNT = int(os.environ.get("FUZZ", "200"))
 LIMIT = GraderParams(workers=2, timeout_seconds=0.2, memory_mb=1024)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from entrograd.errors import InputError
 from entrograd.rewards.params import GraderParams
 from entrograd.rewards.sandbox import HardLimitPool, WorkerStartError
 from entrograd.rewards.verify.grade import Grade, Grader, Item
+from helpers.paths import ROOT
 
 TOWER = r"\boxed{\sum_{n=1}^{100000} n^{n}}"
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHIPPED
 
 from entrograd.cli import main as cli
 from entrograd.errors import InputError
 from entrograd.rewards.params import GraderParams
 from entrograd.rewards.verify.grade import Grader, Item
 from entrograd.rewards.verify.rows import grade_file
+from helpers.paths import SHIPPED
 
 
 @pytest.fixture(scope="module")

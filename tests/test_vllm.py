@@ -16,20 +16,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests as http
 import torch
-from conftest import write_tiny_model
 
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.params import check
-from entrograd.rollout.engine import Completion, EngineError, Request
+from entrograd.rollout.engine import EngineError, Request, Sampled
 from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.sampler import filter_logits
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.tables import provenance, read_table, write_table
+from helpers.tiny_model import write_tiny_model
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed", allow_module_level=True)
@@ -88,8 +89,8 @@ def either(request: pytest.FixtureRequest) -> InProcessVllm | VllmServer:
 
 
 def rescored(
-    model: Any, asked: list[Request], drawn: list[Completion], temperature: float
-) -> list[list[float]]:
+    model: Any, asked: list[Request], drawn: list[Sampled], temperature: float
+) -> list[np.ndarray]:
     prompts, completions = [r.prompt_ids for r in asked], [c.completion_ids for c in drawn]
     return [values for values, _ in score(model, prompts, completions, temperature, 2048)]
 
@@ -272,9 +273,8 @@ def test_online_steps_sample_from_the_weights_just_trained(
 ) -> None:
     """Stage train_online on vLLM: each round's completions come from the weights of the update
     before it or, overlapped, from those before that update."""
-    from test_train import pipeline_params
-
     from entrograd.train.online import train_online
+    from helpers.training import pipeline_params
 
     rows = [
         {

@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SHIPPED, write_prompts
 
 from entrograd.errors import InputError
 from entrograd.models.forward import score
@@ -36,6 +35,8 @@ from entrograd.rollout.vllm_server import VllmServer
 from entrograd.rollout.vllm_settings import flags_of
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import read_table
+from helpers.paths import ROOT, SHIPPED
+from helpers.tables import write_prompts
 
 SAMPLING = Sampling(max_new_tokens=4)
 

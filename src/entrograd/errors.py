@@ -1,5 +1,10 @@
 """The exceptions users can cause: messages name the file, the row or key, and the remedy."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Something outside the code is wrong: a file, a row, a parameter, a missing package.
@@ -23,3 +28,14 @@ def out_of_memory(error: BaseException) -> bool:
     say so in their own words."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "not create a memory")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around the import of a package that only the extra `name` installs: InputError without it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed: pip install 'entrograd[{name}]'"
+        ) from error

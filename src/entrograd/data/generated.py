@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from entrograd.data.params import ReasoningGymSource
-from entrograd.errors import InputError
+from entrograd.errors import InputError, extra
 
 
 def generate(source: ReasoningGymSource) -> Iterator[dict[str, Any]]:
@@ -20,7 +20,8 @@ def generate(source: ReasoningGymSource) -> Iterator[dict[str, Any]]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of its dependencies, when first compiled
-        from reasoning_gym.factory import DATASETS
+        with extra("data"):
+            from reasoning_gym.factory import DATASETS
     if source.task not in DATASETS:
         close = difflib.get_close_matches(source.task, DATASETS, n=5, cutoff=0.5)
         raise InputError(

@@ -17,7 +17,7 @@ from typing import Any
 
 from entrograd.data import tabular
 from entrograd.data.params import FileSource, HubSource, ReasoningGymSource, Source
-from entrograd.errors import InputError
+from entrograd.errors import InputError, extra
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,8 @@ def _at(record: Mapping[str, Any], path: str) -> Any:
 
 
 def _hub_records(source: HubSource, wanted: list[str]) -> tabular.Records:
-    import datasets
+    with extra("data"):
+        import datasets
 
     asked = f"{source.name}@{source.revision}, split {source.split}"
     datasets.disable_progress_bars()

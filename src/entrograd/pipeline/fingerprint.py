@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from entrograd.pipeline.modules import REGISTRY, SOURCE, components, modules
+from entrograd.pipeline.modules import LOADER, SOURCE, modules, reached_by_name
 from entrograd.storage.files import read_json
 from entrograd.storage.hashing import sha256, text_hash
 
@@ -130,12 +130,13 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def code_of(script: Path) -> dict[str, str]:
+def code_of(script: Path, components: Iterable[str] = ()) -> dict[str, str]:
     """The sha256 of every file that a stage's script runs on, itself included, by its path: an edit
-    to any other leaves its unfinished work as it is."""
+    to any other leaves its unfinished work as it is. `components`: the modules of those of its
+    method, if it has one; they count where the stage loads them."""
     files = {script, *modules(script)}
-    if REGISTRY in files:
-        files |= components()
+    if LOADER in files:
+        files |= reached_by_name(components)
     return {_name(file): sha256(file) for file in sorted(files)}
 
 

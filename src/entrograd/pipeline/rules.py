@@ -28,7 +28,7 @@ S = TypeVar("S", bound=Section)
 
 def sampling_filters_are_corrected(rollout: RolloutParams, method: MethodParams) -> None:
     """A ratio between filtered and unfiltered distributions needs importance weights."""
-    sampling, loss = rollout.sampling, method.loss or method.name
+    sampling, loss = rollout.sampling, method.choices["loss"]
     used = [
         key
         for key, off in {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "min_new_tokens": 0}.items()
@@ -46,7 +46,7 @@ def prefetch_fits(
     rollout: RolloutParams, method: MethodParams, train_online: TrainOnlineParams
 ) -> None:
     """A round drawn ahead needs an engine of its own, a fixed size and importance weights."""
-    loss = method.loss or method.name
+    loss = method.choices["loss"]
     if not train_online.prefetch:
         return
     if rollout.engine == "transformers":

@@ -99,8 +99,7 @@ def run_stage(
     logging.captureWarnings(True)
     for noisy in ("httpx", "py.warnings", "latex2sympy2_extended.math_normalization"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    sections = tuple(params.model_fields)
-    parser = parser_of(name, doc, sections, inputs, outputs, optional, options)
+    parser = parser_of(name, doc, tuple(params.model_fields), inputs, outputs, optional, options)
     arguments = parser.parse_args(argv)
     unfinished_work = Path(arguments.work)
     timings = Path(arguments.timings) if arguments.timings else None
@@ -131,10 +130,11 @@ def run_stage(
         }
 
         def identity() -> dict[str, Any]:
-            values = read_params(arguments.params, params).model_dump()
+            sections = read_params(arguments.params, params)
+            method = getattr(sections, "method", None)
             hashes = {str(path): sha256(path) for path in read if path.exists()}
-            code = fingerprint.code_of(script)
-            return fingerprint.fingerprint(name, values, hashes, roles, code)
+            code = fingerprint.code_of(script, method.modules if method else ())
+            return fingerprint.fingerprint(name, sections.model_dump(), hashes, roles, code)
 
         started_with = identity()
         resume = _resume_folder(unfinished_work, arguments.resume, started_with)

@@ -211,7 +211,8 @@ def _cluster(executor: Executor) -> Iterator[Any]:
         import ray.exceptions
     except ImportError:
         raise InputError(
-            "executor ray: Ray is not installed; pip install '.[ray]', or take executor processes"
+            "executor ray: Ray is not installed; pip install 'entrograd[ray]', or take executor "
+            "processes"
         ) from None
     address = executor.address
     try:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import vl_convert
-
+from entrograd.errors import extra
 from entrograd.storage.files import write_text
 
 PLACE = Path(".dvc/plots.html")
@@ -31,6 +30,8 @@ PAGE = """<!DOCTYPE html>
 
 def page() -> str:
     """The template: `{plot_divs}` is where DVC puts its plots."""
+    with extra("report"):
+        import vl_convert
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return PAGE.format(library=library.replace("</script", "<\\/script"))
 

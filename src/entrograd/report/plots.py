@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import vl_convert
-
+from entrograd.errors import extra
 from entrograd.report.tables import Bin, Score, histogram
 
 Spec = dict[str, Any]
@@ -56,6 +55,8 @@ CONFIG: Spec = {
 
 def svg(spec: Spec, name: str) -> str:
     """The figure as an SVG element to stand in a page; `name` keeps its ids apart from others'."""
+    with extra("report"):
+        import vl_convert
     full = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "config": CONFIG, **spec}
     text: str = vl_convert.vegalite_to_svg(full)
     # Ids count up over the process's life: number them anew, or the bytes would differ.

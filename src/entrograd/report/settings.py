@@ -13,8 +13,8 @@ from entrograd.pipeline.sections import Params
 
 WORDS = {
     "reward": "reward composition",
-    "credit": "credit",
-    "modulation": "prompt modulation",
+    "advantage": "advantage",
+    "weighting": "prompt weighting",
     "loss": "policy loss",
 }
 _SAMPLED = ("groups", "annotate", "online_curve")
@@ -80,8 +80,8 @@ def whole(settings: Params, given: Collection[str]) -> str:
 
 
 def recipe(method: MethodParams) -> str:
-    """The four choices in words: from which method each is taken."""
-    return " × ".join(f"{WORDS[choice]} of {name}" for choice, name in method.choices.items())
+    """The four components in words."""
+    return ", ".join(f"{WORDS[choice]} {name}" for choice, name in method.choices.items())
 
 
 def pairs(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model
 from entrograd.pipeline.progress import Progress
-from entrograd.rollout.engine import Completion, EngineError, Request, check_requests
+from entrograd.rollout.engine import EngineError, Request, Sampled, check_requests
 from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
 from entrograd.rollout.vllm_process import ManagedServer
@@ -75,10 +75,10 @@ class VllmServer(VllmEngine):
         sampling: Sampling,
         seed: int,
         progress: Progress | None = None,
-    ) -> list[Completion]:
+    ) -> list[Sampled]:
         """One completion a request, in order."""
         check_requests(requests, sampling, self._context)
-        done: dict[int, Completion] = {}
+        done: dict[int, Sampled] = {}
         for wait in self._attempts():
             before = len(done)
             missing = [row for row in range(len(requests)) if row not in done]
@@ -97,14 +97,14 @@ class VllmServer(VllmEngine):
         rows: Sequence[int],
         sampling: Sampling,
         seed: int,
-        done: dict[int, Completion],
+        done: dict[int, Sampled],
         progress: Progress | None,
     ) -> ServerLostError | None:
         """Ask for `rows` and put what comes back into `done`; the first loss, if there was one.
         After a loss no further request is sent."""
         losses: list[ServerLostError] = []
 
-        def ask(row: int) -> Completion | None:
+        def ask(row: int) -> Sampled | None:
             if losses:
                 return None
             body = {

@@ -104,7 +104,7 @@ def require_vllm(engine: str) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
             f"rollout.engine {engine}: vLLM is not installed; `make setup VLLM=cuda` (on a CPU: "
-            "VLLM=cpu), or pip install '.[vllm]', or take engine transformers"
+            "VLLM=cpu), or pip install 'entrograd[vllm]', or take engine transformers"
         )
 
 

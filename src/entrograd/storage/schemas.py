@@ -9,119 +9,18 @@ from __future__ import annotations
 import pyarrow as pa
 
 from entrograd.errors import InputError
+from entrograd.storage.columns import TABLES
 
 VERSION = "1"
 
-_TEXT, _INT, _FLOAT = pa.string(), pa.int32(), pa.float32()
-_MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
-
-# split: train | heldout. Exactly one of messages (chat) and prompt_text (raw text) is set.
-PROMPTS = pa.schema(
-    [
-        pa.field("prompt_id", _TEXT, nullable=False),
-        pa.field("source", _TEXT, nullable=False),
-        pa.field("split", _TEXT, nullable=False),
-        pa.field("problem", _TEXT, nullable=False),
-        pa.field("answers", pa.list_(_TEXT), nullable=False),
-        pa.field("level", _TEXT),
-        pa.field("messages", _MESSAGES),
-        pa.field("prompt_text", _TEXT),
-    ]
-)
-
-# Rows prepare turned away: where they stood (`line` of a text file), why, and their text.
-REJECTS = pa.schema(
-    [
-        pa.field("source", _TEXT, nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("reason", _TEXT, nullable=False),
-        pa.field("content", _TEXT),
-        pa.field("line", pa.int64()),
-    ]
-)
-
-# finish_reason: stop | length. policy_version: hash of the weights that sampled.
-ROLLOUTS = pa.schema(
-    [
-        pa.field("prompt_id", _TEXT, nullable=False),
-        pa.field("sample_index", _INT, nullable=False),
-        pa.field("prompt_ids", pa.list_(_INT), nullable=False),
-        pa.field("completion_ids", pa.list_(_INT), nullable=False),
-        pa.field("completion_text", _TEXT, nullable=False),
-        pa.field("sampling_logprobs", pa.list_(_FLOAT)),
-        pa.field("finish_reason", _TEXT, nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("policy_version", _TEXT, nullable=False),
-    ]
-)
-
-# What stage annotate needs of a table made elsewhere; it fills in what is absent or null.
-COMPLETIONS = pa.schema(
-    [field.with_nullable(field.name not in ("prompt_id", "completion_text")) for field in ROLLOUTS]
-)
-
-# extraction_rule found the answer (verify/extract.py).
-# reward_status: ok | no_answer | timeout | truncated | error. Logprobs and entropies (nats) have
-# one value a completion token; cluster_id is numbered within its group. token_scores are those of
-# a token-level reward model, for tables of one's own: no stage fills them.
-ANNOTATED = pa.schema(
-    [
-        *ROLLOUTS,
-        pa.field("answer", _TEXT),
-        pa.field("extraction_rule", _TEXT),
-        pa.field("reward", _FLOAT, nullable=False),
-        pa.field("reward_status", _TEXT, nullable=False),
-        pa.field("reward_heads", pa.list_(pa.struct([("name", _TEXT), ("value", _FLOAT)]))),
-        pa.field("old_logprobs", pa.list_(_FLOAT), nullable=False),
-        pa.field("entropies", pa.list_(_FLOAT), nullable=False),
-        pa.field("segment_ids", pa.list_(_INT)),
-        pa.field("cluster_id", _INT, nullable=False),
-        pa.field("token_scores", pa.list_(_FLOAT)),
-    ]
-)
-
-# One row a prompt: the group's statistics. Semantic entropies in nats (methods.md, section 1).
-GROUPS = pa.schema(
-    [
-        pa.field("prompt_id", _TEXT, nullable=False),
-        pa.field("completions", _INT, nullable=False),
-        pa.field("mean_reward", _FLOAT, nullable=False),
-        pa.field("clusters", _INT, nullable=False),
-        pa.field("semantic_entropy_rao", _FLOAT, nullable=False),
-        pa.field("semantic_entropy_discrete", _FLOAT, nullable=False),
-        pa.field("semantic_entropy_paper", _FLOAT, nullable=False),
-        pa.field("mean_token_entropy", _FLOAT, nullable=False),
-        pa.field("kernel_language_entropy", _FLOAT),
-    ]
-)
-
-# One graded completion of an evaluation, kept so that every score can be looked into.
-SAMPLES = pa.schema(
-    [
-        pa.field("model", _TEXT, nullable=False),
-        pa.field("benchmark", _TEXT, nullable=False),
-        pa.field("problem_id", _TEXT, nullable=False),
-        pa.field("sample_index", _INT, nullable=False),
-        pa.field("problem", _TEXT, nullable=False),
-        pa.field("answers", pa.list_(_TEXT), nullable=False),
-        pa.field("completion_text", _TEXT, nullable=False),
-        pa.field("answer", _TEXT),
-        pa.field("extraction_rule", _TEXT),
-        pa.field("reward", _FLOAT, nullable=False),
-        pa.field("reward_status", _TEXT, nullable=False),
-        pa.field("finish_reason", _TEXT, nullable=False),
-    ]
-)
-
-TABLES = {
-    "prompts": PROMPTS,
-    "rejects": REJECTS,
-    "rollouts": ROLLOUTS,
-    "completions": COMPLETIONS,
-    "annotated": ANNOTATED,
-    "groups": GROUPS,
-    "samples": SAMPLES,
+SCHEMAS = {
+    name: pa.schema([column.field for column in columns]) for name, columns in TABLES.items()
 }
+# What stage annotate needs of a table made elsewhere; it fills in what is absent or null.
+SCHEMAS["completions"] = pa.schema(
+    field.with_nullable(field.name not in ("prompt_id", "completion_text"))
+    for field in SCHEMAS["rollouts"]
+)
 
 
 def validate(table: pa.Table, name: str, where: str, first_row: int = 0) -> pa.Table:
@@ -132,7 +31,7 @@ def validate(table: pa.Table, name: str, where: str, first_row: int = 0) -> pa.T
     file (`where`), the column, and for a bad value its row, `table` beginning at `first_row` of the
     file.
     """
-    schema, columns = TABLES[name], []
+    schema, columns = SCHEMAS[name], []
     for field in schema:
         if field.name not in table.column_names:
             if not field.nullable:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
-from entrograd.errors import InputError
+from entrograd.errors import InputError, extra
 from entrograd.train.params import Lora
 
 NAME = "default"  # PEFT's own for a model's only adapter
@@ -26,7 +26,8 @@ def add_adapters(model: Any, params: Lora, seed: int) -> None:
     A is drawn with `seed`, B is zero: the model computes what it did. InputError names a target
     the model does not have.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    with extra("lora"):
+        from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=params.rank,
