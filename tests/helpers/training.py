@@ -25,6 +25,7 @@ from helpers.tables import annotated_rows, write_prompts
 def pipeline_params(**sections: Any) -> Params:
     """The project's own params.yaml in float32, with blocks of some sections replaced."""
     data = yaml.safe_load(SHIPPED.read_text())
+    del data["execution"]
     for name in ("rollout", "annotate", "train_offline", "train_online", "evaluate"):
         data[name]["dtype"] = "float32"
     for name, block in sections.items():
