@@ -4,6 +4,9 @@ Any Parquet of the rollouts schema will do. Finished shards of an interrupted ru
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # the code beside
 
 from entrograd.annotate.params import AnnotateStage
 from entrograd.pipeline.runner import Run, run_stage

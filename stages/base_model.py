@@ -5,6 +5,9 @@ and sha256.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # the code beside
 
 from entrograd.models.params import BaseModelStage
 from entrograd.pipeline.runner import Run, run_stage

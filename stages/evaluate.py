@@ -5,6 +5,9 @@ out and evaluates benchmarks alone.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # the code beside
 
 from entrograd.evaluate.params import EvaluateStage
 from entrograd.pipeline.runner import Run, run_stage

@@ -4,6 +4,9 @@ Section prepare: sources, prompt, heldout_fraction, max_reject_fraction, deconta
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # the code beside
 
 from entrograd.data.params import PrepareStage
 from entrograd.pipeline.runner import Run, run_stage

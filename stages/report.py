@@ -1,6 +1,9 @@
 """A self-contained page of the run: scores, training curves, data and samples."""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # the code beside
 
 from entrograd.pipeline.runner import Run, run_stage
 from entrograd.pipeline.sections import Params

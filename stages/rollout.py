@@ -4,6 +4,9 @@ Finished shards of an interrupted run are kept; what is drawn does not depend on
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # the code beside
 
 from entrograd.pipeline.runner import Run, run_stage
 from entrograd.rollout.params import RolloutStage

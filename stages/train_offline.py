@@ -1,6 +1,9 @@
 """Train on stored, annotated rollouts: several epochs, clipped importance ratios."""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # the code beside
 
 from entrograd.pipeline.runner import Run, run_stage
 from entrograd.train.params import TrainOfflineStage

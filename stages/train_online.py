@@ -1,6 +1,9 @@
 """Train on completions the model draws itself: rollout, grade, annotate, update, each step."""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # the code beside
 
 from entrograd.pipeline.runner import Run, run_stage
 from entrograd.train.params import TrainOnlineStage

@@ -289,7 +289,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_changed(
 ) -> None:
     def origin_of(lr: float, digest: str) -> dict[str, Any]:
         given = {"train_offline": {"optimizer": {"lr": lr}, "seed": 1}}
-        return fingerprint.fingerprint("train_offline", given, {"data/annotated": digest}, {})
+        return fingerprint.fingerprint("train_offline", given, {"data/annotated": digest}, {}, {})
 
     write_json(tmp_path / fingerprint.FILE, origin_of(0.1, "a"))
     trained(tiny_model, tmp_path)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import runpy
+import shutil
+import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from entrograd.errors import InputError
+from entrograd.methods.params import MethodParams
 from entrograd.pipeline import fingerprint, runner
 from entrograd.pipeline.runner import Run, run_stage
 from entrograd.storage.hashing import sha256
@@ -105,7 +111,8 @@ def give_another_input(_: pytest.MonkeyPatch) -> list[str]:
 
 
 def change_the_code(patch: pytest.MonkeyPatch) -> list[str]:
-    patch.setattr(fingerprint, "code_hash", lambda: "other")
+    code = fingerprint.code_of
+    patch.setattr(fingerprint, "code_of", lambda *which: code(*which) | {"entrograd/a.py": "0"})
     return []
 
 
@@ -116,7 +123,7 @@ CHANGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], list[str]], list[str]]] 
     ),
     "input": (change_an_input, ["the content of base"]),
     "another input": (give_another_input, ["the content of heads.json"]),
-    "code": (change_the_code, ["the code of entrograd"]),
+    "code": (change_the_code, ["the code of entrograd/a.py"]),
 }
 
 
@@ -177,7 +184,7 @@ def test_a_run_that_fails_before_it_did_anything_leaves_nothing(
 
 def test_what_changed_is_told_briefly() -> None:
     """Long values are cut, and only the first parameters named."""
-    before = {"stage": "s", "inputs": {}, "contents": [], "roles": {}, "code": "c"}
+    before = {"stage": "s", "inputs": {}, "contents": [], "roles": {}, "code": {"a.py": "0"}}
     old = {"name": "grpo", "sources": [{"path": "a" * 500, "keep": 1}, {"path": "b"}]}
     new = {"name": "gtpo", "sources": [{"path": "a" * 499, "keep": 1}]}
     cut = "a" * 57 + "..."
@@ -187,11 +194,12 @@ def test_what_changed_is_told_briefly() -> None:
         "sources.1.path b -> absent",
     ]
     many = {**before, "params": {f"p{i}": 1 for i in range(10)}}
-    others = {**before, "params": {f"p{i}": 2 for i in range(10)}, "code": "d"}
+    code = {f"{i}.py": "0" for i in range(5)}
+    others = {**before, "params": {f"p{i}": 2 for i in range(10)}, "code": code}
     assert fingerprint.differences(many, others) == [
         *(f"p{i} 1 -> 2" for i in range(8)),
         "and 2 more parameters",
-        "the code of entrograd",
+        "the code of 0.py, 1.py, 2.py, 3.py and 2 more",
     ]
 
 
@@ -269,3 +277,140 @@ def test_a_training_stage_goes_on_and_says_where(
     whole = outputs(name, folder / "whole")
     for argument, path in outputs(name, folder / "killed").items():
         assert sha256(path) == sha256(whole[argument]), argument
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_without_memory_a_run_says_what_to_lower_and_goes_on(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Large(Work):
+        def __call__(self, run: Run) -> str:
+            said = super().__call__(run)
+            if run.params.train_offline.token_budget > 100:
+                raise error
+            return said
+
+    work = Large(needed=1)
+    assert work.start() == 2
+    said = capsys.readouterr().err
+    assert "train_offline: error: out of memory; lower execution.train_offline.token_bud" in said
+    change("execution", train_offline={"token_budget": 100})
+    assert work.start() == 0
+    assert work.found == [0, 1]
+
+
+class TestEditsWhileAStageWorks:
+    """DVC reads parameters, inputs and code after a stage, and records them as what it ran with."""
+
+    class Slow(Work):
+        """A stage in whose work something is edited, once."""
+
+        def __init__(self, edit: Callable[[], Any]) -> None:
+            super().__init__(needed=1)
+            self.edit: Callable[[], Any] | None = edit
+
+        def __call__(self, run: Run) -> str:
+            said = super().__call__(run)
+            if self.edit:
+                self.edit()
+            self.edit = None
+            return said
+
+    @pytest.mark.parametrize(
+        ("edit", "what"),
+        [
+            (lambda: change("train_offline", seed=7), "train_offline.seed 0 -> 7"),
+            (lambda: Path("base/weights").write_text("others"), "the content of base"),
+            (lambda: Path("base/weights").unlink(), "the content of base"),
+            (lambda: Path("params.yaml").write_text("{"), "params.yaml: not YAML"),
+        ],
+    )
+    def test_end_it_without_output_and_its_work_is_kept(
+        self, edit: Callable[[], Any], what: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        params, weights = Path("params.yaml").read_text(), Path("base/weights").read_text()
+        work = self.Slow(edit)
+        assert work.start() == 2
+        said = capsys.readouterr().err
+        assert f"error: changed while this stage was at work: {what}" in said
+        assert not Path("out.txt").exists()
+        assert not Path("out.txt.run.json").exists()
+        Path("params.yaml").write_text(params)
+        Path("base/weights").write_text(weights)
+        assert work.start() == 0
+        assert work.found == [0, 1]  # it goes on where it was
+        assert Path("out.txt").exists()
+
+    def test_of_what_it_does_not_read_are_nothing_to_it(self) -> None:
+        def edit() -> None:
+            change("report", title="other")
+            change("execution", train_offline={"token_budget": 8})
+            Path("other").write_text("new")
+
+        assert self.Slow(edit).start() == 0
+
+
+def test_a_copy_of_the_project_runs_its_own_code(folder: Path) -> None:
+    """As DVC's temporary experiments: whatever is installed, or first in PYTHONPATH; and so do the
+    processes that it starts."""
+    for part in ("src", "stages"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    prepared = folder / "src/entrograd/data/prepare.py"
+    prepared.write_text(
+        "import subprocess, sys\n"
+        "def prepare(section, out, rejects, summary):\n"
+        "    words = [sys.executable, '-c', 'import entrograd; print(entrograd.__file__)']\n"
+        "    file = subprocess.run(words, capture_output=True, text=True, check=True).stdout\n"
+        "    for path in (out, rejects, summary): path.write_text(file)\n"
+        "    return 'by the copy'\n"
+    )
+    Path("none.jsonl").touch()
+    done = subprocess.run(
+        [sys.executable, "stages/prepare.py", "--out", "a", "--rejects", "b", "--summary", "c"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("prepare: by the copy"), done.stderr
+    assert Path("a").read_text().strip() == str(folder / "src/entrograd/__init__.py")
+
+
+def test_a_script_that_runs_other_code_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "src/entrograd").mkdir(parents=True)
+    (folder / "stages").mkdir()
+    module = types.ModuleType("other")
+    module.__file__ = str(folder / "stages/other.py")
+    monkeypatch.setitem(sys.modules, "other", module)
+    work = Work()
+    monkeypatch.setattr(Work, "__module__", "other")
+    assert work.start() == 2
+    assert "put that folder first on sys.path" in capsys.readouterr().err
+    assert not work.found
+
+
+def test_unfinished_work_is_keyed_by_the_code_of_its_stage() -> None:
+    """Not by other stages' code, nor by the report's page."""
+    online = fingerprint.code_of(ROOT / "stages/train_online.py")
+    assert {"stages/train_online.py", "entrograd/train/step.py"} <= set(online)
+    assert not [file for file in online if "/report/plots" in file or "/evaluate/ev" in file]
+    chosen = MethodParams(name="gtpo", weighting="seed_grpo").modules
+    with_method = fingerprint.code_of(ROOT / "stages/train_online.py", chosen)
+    assert {file for file in with_method if "methods/advantage/" in file} == {
+        "entrograd/methods/advantage/gtpo.py"
+    }
+    assert "entrograd/methods/weighting/seed_grpo.py" in with_method
+    assert "entrograd/methods/loss/gspo.py" not in with_method
+    report = fingerprint.code_of(ROOT / "stages/report.py", chosen)
+    assert not [file for file in report if "methods/advantage/" in file]
+    assert "entrograd/report/page.html.jinja" in report
+    assert "entrograd/train/step.py" not in report

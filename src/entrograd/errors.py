@@ -23,6 +23,13 @@ class Unfinished(Exception):
     kept."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python had not enough memory: CUDA, the CPU's allocator and oneDNN each
+    say so in their own words."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "not create a memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 @contextmanager
 def extra(name: str) -> Iterator[None]:
     """Around the import of a package that only the extra `name` installs: InputError without it."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from entrograd.errors import InputError
-from entrograd.pipeline.modules import PACKAGE, REGISTRY, modules, named
+from entrograd.pipeline.modules import LOADER, PACKAGE, components, modules
 
 ROOT = PACKAGE.parent.parent
 
@@ -23,15 +23,9 @@ _DEPS = re.compile(r"^(?P<head>    deps:.*\n)(?P<lines>(?:    [-# ].*\n)*)", re.
 def code(script: Path) -> list[str]:
     """The files that a stage's script runs on, itself included, as dvc.yaml names them."""
     files = {script, *modules(script)}
-    if REGISTRY in files:
+    if LOADER in files:
         files |= components()
     return sorted(file.relative_to(ROOT).as_posix() for file in files)
-
-
-def components() -> set[Path]:
-    """The files of all components of methods, and what they import."""
-    files = named(REGISTRY)
-    return files.union(*map(modules, files))
 
 
 def with_code(text: str) -> str:

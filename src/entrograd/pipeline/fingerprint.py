@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from entrograd.pipeline.modules import LOADER, SOURCE, modules, reached_by_name
 from entrograd.storage.files import read_json
 from entrograd.storage.hashing import sha256, text_hash
 
@@ -19,20 +20,26 @@ log = logging.getLogger("entrograd")
 FILE = "fingerprint.json"
 LONGEST_VALUE = 60  # characters of a value that a difference shows
 MOST_DIFFERENCES = 8  # parameters that are listed
+MOST_FILES = 4  # of code that are listed
 
 
 def fingerprint(
-    stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], roles: Mapping[str, Any]
+    stage: str,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    roles: Mapping[str, Any],
+    code: Mapping[str, str],
 ) -> dict[str, Any]:
     """The identity of a run. `inputs`: path -> sha256; where they lie does not matter, so their
-    hashes in the order of the arguments count. `roles`: which inputs were given."""
+    hashes in the order of the arguments count. `roles`: which inputs were given. `code`: as
+    `code_of` tells."""
     known = {
         "stage": stage,
         "params": params,
         "inputs": inputs,
         "contents": list(inputs.values()),  # a JSON file keeps the order of a list alone
         "roles": roles,
-        "code": code_hash(),
+        "code": dict(code),
     }
     plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
     return plain
@@ -42,12 +49,12 @@ def key(identity: Mapping[str, Any]) -> str:
     """16 hex digits that differ where anything differs that could change a result."""
     parts = [identity["params"], identity["roles"], identity["contents"]]
     text = json.dumps(parts, sort_keys=True)
-    return text_hash(identity["stage"], text, identity["code"])[:16]
+    return text_hash(identity["stage"], text, json.dumps(identity["code"], sort_keys=True))[:16]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed from one origin to another, a phrase each: the first parameters with both
-    values, every input whose content differs, the code."""
+    values, every input whose content differs, every file of code that does."""
     changed = [] if before["stage"] == now["stage"] else [f"stage {before['stage']}"]
     old, new = dict(_leaves(before["params"])), dict(_leaves(now["params"]))
     others = [
@@ -65,7 +72,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     elif before["roles"] != now["roles"]:
         changed.append("which inputs were given")
     if before["code"] != now["code"]:
-        changed.append("the code of entrograd")
+        files = sorted(
+            file
+            for file in before["code"].keys() | now["code"].keys()
+            if before["code"].get(file) != now["code"].get(file)
+        )
+        rest = f" and {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""
+        changed.append(f"the code of {', '.join(files[:MOST_FILES])}{rest}")
     return changed
 
 
@@ -117,7 +130,16 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def code_hash() -> str:
-    """The sha256 of this package's source: resume state of other code is never continued."""
-    root = Path(__file__).parent.parent
-    return text_hash(*(f"{f.relative_to(root)} {sha256(f)}" for f in sorted(root.rglob("*.py"))))
+def code_of(script: Path, components: Iterable[str] = ()) -> dict[str, str]:
+    """The sha256 of every file that a stage's script runs on, itself included, by its path: an edit
+    to any other leaves its unfinished work as it is. `components`: the modules of those of its
+    method, if it has one; they count where the stage loads them."""
+    files = {script, *modules(script)}
+    if LOADER in files:
+        files |= reached_by_name(components)
+    return {_name(file): sha256(file) for file in sorted(files)}
+
+
+def _name(file: Path) -> str:
+    root = SOURCE if file.is_relative_to(SOURCE) else file.parent.parent
+    return file.relative_to(root).as_posix()

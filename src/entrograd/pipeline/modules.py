@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
 SOURCE = PACKAGE.parent
 # Names the components of methods, of which a run uses a few: they are not followed from here.
 REGISTRY = PACKAGE / "methods" / "presets.py"
+LOADER = PACKAGE / "methods" / "registry.py"  # what loads them
 
 _NAME = re.compile(rf"{PACKAGE.name}(\.\w+)+(:\w+)?")
 
@@ -32,6 +33,20 @@ def modules(file: Path) -> set[Path]:
         waiting += new
     reached |= {data for module in reached for data in _data(module.parent)}
     return {path for path in reached if path.stat().st_size}
+
+
+def components() -> set[Path]:
+    """The files of all components of methods, and what they import."""
+    return _with_imports(named(REGISTRY))
+
+
+def reached_by_name(names: Iterable[str]) -> set[Path]:
+    """The files of these modules, by dotted name, and what they import."""
+    return _with_imports({path for name in names for path in _files(name)})
+
+
+def _with_imports(files: set[Path]) -> set[Path]:
+    return {path for path in files.union(*map(modules, files)) if path.stat().st_size}
 
 
 def imported(file: Path) -> set[Path]:

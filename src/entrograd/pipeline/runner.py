@@ -6,16 +6,15 @@ A stage script names its inputs, outputs and sections and hands over one functio
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -23,9 +22,11 @@ from typing import Any
 
 import yaml
 
-from entrograd.errors import InputError, Unfinished
-from entrograd.params import Section
+from entrograd.errors import InputError, Unfinished, out_of_memory
+from entrograd.params import Section, execution_keys
 from entrograd.pipeline import fingerprint
+from entrograd.pipeline.arguments import flag_of, input_of, parser_of, paths_of
+from entrograd.pipeline.modules import PACKAGE, SOURCE
 from entrograd.pipeline.outputs import check_outputs, check_writable, claimed, write_run_manifest
 from entrograd.pipeline.parent import end_with_parent
 from entrograd.pipeline.rules import read as read_params
@@ -41,7 +42,6 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-TIMINGS = Path("results/timings.json")
 
 
 @dataclass(frozen=True)
@@ -93,45 +93,51 @@ def run_stage(
     a one-sentence error.
     """
     end_with_parent(signal.SIGTERM)
+    script = Path(str(sys.modules[work.__module__].__file__)).resolve()
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     for noisy in ("httpx", "py.warnings", "latex2sympy2_extended.math_normalization"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    sections = tuple(params.model_fields)
-    parser = _parser(name, doc, sections, inputs, outputs, optional, options)
+    parser = parser_of(name, doc, tuple(params.model_fields), inputs, outputs, optional, options)
     arguments = parser.parse_args(argv)
     unfinished_work = Path(arguments.work)
     timings = Path(arguments.timings) if arguments.timings else None
     start = time.monotonic()
     try:
+        _run_the_code_beside(script)
         given_params = read_params(arguments.params, params)
         given = {
-            key: _input(key, getattr(arguments, key), default, key in optional)
+            key: input_of(key, getattr(arguments, key), default, key in optional)
             for key, default in inputs.items()
         }
         written = {key: Path(getattr(arguments, key)) for key in outputs}
-        chosen = given_params.model_dump()
         named = [Path(file) for file in given_params.files()] if reads_named else []
         _warn_unlisted(name, named)
-        read = [*(path for value in given.values() for path in _files(value)), *named]
+        read = [*(path for value in given.values() for path in paths_of(value)), *named]
         check_outputs(
             name,
-            {_flag(key): path for key, path in written.items()},
-            {_flag(key) for key, default in outputs.items() if not Path(default).suffix},
+            {flag_of(key): path for key, path in written.items()},
+            {flag_of(key) for key, default in outputs.items() if not Path(default).suffix},
             [*read, Path(arguments.params)],
             unfinished_work,
         )
         for path in filter(None, (unfinished_work / name, timings)):
             check_writable(path)
-        hashes = {str(path): sha256(path) for path in read if path.exists()}
         roles = {
             key: list(value) if isinstance(value, dict) else value is not None
             for key, value in given.items()
         }
-        resume = _resume_folder(
-            unfinished_work, arguments.resume, fingerprint.fingerprint(name, chosen, hashes, roles)
-        )
+
+        def identity() -> dict[str, Any]:
+            sections = read_params(arguments.params, params)
+            method = getattr(sections, "method", None)
+            hashes = {str(path): sha256(path) for path in read if path.exists()}
+            code = fingerprint.code_of(script, method.modules if method else ())
+            return fingerprint.fingerprint(name, sections.model_dump(), hashes, roles, code)
+
+        started_with = identity()
+        resume = _resume_folder(unfinished_work, arguments.resume, started_with)
         paths = SimpleNamespace(**given, **written)
         given_options = SimpleNamespace(**{key: getattr(arguments, key) for key in options})
         run = Run(given_params, paths, resume, given_options)
@@ -139,9 +145,11 @@ def run_stage(
             work(run)
             return 0
         with claimed(name, written.values()), fingerprint.kept_if_begun(resume):
-            result = work(run)
+            with _memory_suffices(name, params):
+                result = work(run)
+            _check_unchanged(started_with, identity, written.values())
             for path in written.values():
-                write_run_manifest(name, path, chosen, hashes)
+                write_run_manifest(name, path, started_with["params"], started_with["inputs"])
         seconds = time.monotonic() - start
         if timings:
             _write_timing(timings, name, seconds)
@@ -154,6 +162,55 @@ def run_stage(
         return 2
     print(f"{name}: {result} ({seconds:.1f} s)")
     return 0
+
+
+def _run_the_code_beside(script: Path) -> None:
+    """InputError where the package beside the stage's script is not the one at work: its outputs
+    would be recorded as those of the other. Processes that the stage starts import this one too."""
+    beside = script.parent.parent / "src"
+    if (beside / PACKAGE.name).is_dir() and beside != SOURCE:
+        raise InputError(
+            f"{script}: {PACKAGE} is at work, not {beside / PACKAGE.name} beside this script; put "
+            "that folder first on sys.path, as the scripts of the project do"
+        )
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(SOURCE) not in others[:1]:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), *others])
+
+
+@contextmanager
+def _memory_suffices(stage: str, params: type[Section]) -> Iterator[None]:
+    """InputError with its remedy where memory runs out in the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "take a smaller model or a machine with more memory"
+        if (stage, "token_budget") in execution_keys(params):
+            remedy = (
+                f"lower execution.{stage}.token_budget and run it again: it goes on where it was"
+            )
+        raise InputError(f"out of memory; {remedy} ({str(error)[:200]})") from error
+
+
+def _check_unchanged(
+    before: dict[str, Any], identity: Callable[[], dict[str, Any]], outputs: Collection[Path]
+) -> None:
+    """InputError, and no output, where parameters, inputs or code were edited while the stage was
+    at work: DVC reads them when a stage has ended, and would record them as what it ran with."""
+    try:
+        changed = fingerprint.differences(before, identity())
+    except InputError as error:
+        changed = [str(error)]
+    if changed:
+        for path in outputs:
+            remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise InputError(
+            f"changed while this stage was at work: {'; '.join(changed)}; its outputs are removed "
+            "and its unfinished work is kept: undo the change to go on there, or run it again as "
+            "things are now"
+        )
 
 
 def _resume_folder(work: Path, asked: str | None, now: dict[str, Any]) -> Path:
@@ -176,34 +233,6 @@ def _resume_folder(work: Path, asked: str | None, now: dict[str, Any]) -> Path:
     return Path(asked)
 
 
-def _input(
-    key: str, value: str | list[str] | None, default: str | Mapping[str, str], optional: bool
-) -> Path | dict[str, Path] | None:
-    """The path or named paths an input argument stands for; InputError where one is absent."""
-    flag = _flag(key)
-    if isinstance(value, str):
-        path = Path(value)
-        if optional and (not value or (value == default and not path.exists())):
-            log.info("no %s: going on without it (%s)", value or key, flag)
-            return None
-        if not value or not path.exists():
-            raise InputError(f"{value or flag}: no such file or folder ({flag})")
-        return path
-    assert not isinstance(default, str)
-    named = {name: Path(path) for name, path in default.items()} if value is None else {}
-    for item in value or ():
-        name, equals, path_text = item.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z0-9._-]+", name) or not path_text:
-            raise InputError(f"{flag} {item}: expected NAME=PATH, the name of A-Z a-z 0-9 . _ -")
-        if name in named:
-            raise InputError(f"{flag} {item}: {name} is named twice; names must differ")
-        named[name] = Path(path_text)
-    for name, path in named.items():
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder ({flag} {name}={path})")
-    return named
-
-
 def _warn_unlisted(stage: str, files: Sequence[Path]) -> None:
     """Under DVC, say which files named in params.yaml it will not see change."""
     if os.environ.get("DVC_STAGE") != stage or not Path("dvc.yaml").exists():
@@ -214,68 +243,6 @@ def _warn_unlisted(stage: str, files: Sequence[Path]) -> None:
         if not known & {file, *file.parents}:
             log.warning("%s is not in dvc.yaml: add it to the deps of %s, or DVC will not notice "
                         "when it changes", file, stage)  # fmt: skip
-
-
-def _flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
-
-
-def _files(value: Path | dict[str, Path] | None) -> list[Path]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return [] if value is None else [value]
-
-
-def _parser(
-    name: str,
-    doc: str | None,
-    sections: Sequence[str],
-    inputs: Mapping[str, str | Mapping[str, str]],
-    outputs: Mapping[str, str],
-    optional: Collection[str],
-    options: Mapping[str, str],
-) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python stages/{name}.py",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for key, default in (*inputs.items(), *outputs.items()):
-        flag = _flag(key)
-        kind = "output" if key in outputs else "input"
-        if isinstance(default, str):
-            note = "; may be absent, '' for none" if key in optional else ""
-            parser.add_argument(
-                flag, default=default, metavar="PATH", help=f"{kind} (default: {default}{note})"
-            )
-        else:
-            known = ", ".join(f"{name}={path}" for name, path in default.items())
-            parser.add_argument(
-                flag,
-                action="append",
-                metavar="NAME=PATH",
-                help=f"{kind}, as often as needed (default: {known})",
-            )
-    for key, text in options.items():
-        parser.add_argument(f"--{key}", help=text)
-    parser.add_argument(
-        "--params",
-        default="params.yaml",
-        help=f"parameters (params.yaml); sections read: {', '.join(sections)}",
-    )
-    parser.add_argument(
-        "--work", default=".entrograd/resume", help="unfinished work (.entrograd/resume)"
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="FOLDER",
-        help="unfinished work to continue; refused where parameters, inputs or code differ "
-        "(default: that of the same run, if any)",
-    )
-    parser.add_argument(
-        "--timings", default=str(TIMINGS), help="seconds a stage are added here ('' for nowhere)"
-    )
-    return parser
 
 
 def _write_timing(path: Path, name: str, seconds: float) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entrograd.errors import InputError
+from entrograd.errors import InputError, out_of_memory
 from entrograd.models.cpu.cache import RowCache, grouped_decoding
 from entrograd.models.cpu.products import Product, inference
 from entrograd.models.forward import output_head
@@ -88,7 +88,7 @@ class TransformersEngine:
                     decoding.run(head, self.token_budget)
                 return decoding.completions()
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 rows = decoding.rows
             if rows <= 1:
@@ -270,13 +270,6 @@ def _check_attention(model: Any, requests: Sequence[Request], sampling: Sampling
             f"{config.model_type}: layers of {', '.join(sorted(kinds))} are not supported by the "
             f"transformers engine at {longest} tokens; use rollout.engine vllm"
         )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory, on any device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
