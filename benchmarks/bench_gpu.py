@@ -23,6 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -32,8 +33,10 @@ from work import product_rate, step_work
 from entrograd.models.forward import completion_logprobs
 from entrograd.numerics.surrogate import clipped
 from entrograd.rollout.engine import Request
+from entrograd.rollout.rollout import rollout_groups
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.files import write_json
+from entrograd.train.forward_backward import StepSettings
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.scoring import Scoring
 
@@ -125,7 +128,8 @@ def loss(logprobs: Tensor, old: Tensor, advantage: Tensor, total: int) -> Tensor
 def ours(model: Any, optimizer: Optimizer, task: Task) -> Callable[[Clock], None]:
     """The engine, then scoring with the graph kept, then the update."""
     engine = TransformersEngine(model, NoText(), task.token_budget * 4)
-    scoring = Scoring(model, 1.0, task.token_budget, task.token_budget * 4)
+    settings = StepSettings(1.0, task.completion, task.token_budget)
+    scoring = Scoring(model, settings, task.token_budget * 4)
     new: Any = task.completion
     sampling: Any = SimpleNamespace(
         temperature=1.0,
@@ -140,37 +144,33 @@ def ours(model: Any, optimizer: Optimizer, task: Task) -> Callable[[Clock], None
     def step(clock: Clock) -> None:
         completions = engine.generate(task.requests(), sampling, 0)
         clock("generation")
-        rows: list[dict[str, Any]] = [
-            {
-                "prompt_id": request.prompt_id,
-                "prompt_ids": list(request.prompt_ids),
-                "completion_ids": list(completion.completion_ids),
-            }
-            for request, completion in zip(task.requests(), completions, strict=True)
-        ]
-        drawn: list[Any] = [row["completion_ids"] for row in rows]
+        groups = rollout_groups(task.requests(), completions, 0, engine)
+        prompts = [group.prompt_ids for group in groups for _ in group.completions]
+        drawn = [c.completion_ids.tolist() for group in groups for c in group.completions]
         assert all(len(ids) == new for ids in drawn)
-        graded = [{**row, "reward": r} for row, r in zip(rows, rewards(drawn), strict=True)]
-        old = torch.tensor([values for values, _ in scoring(graded)], device=model.device)
+        graded = (c for group in groups for c in group.completions)
+        for completion, reward in zip(graded, rewards(drawn), strict=True):
+            completion.reward = reward
+        old = torch.tensor(np.stack([values for values, _ in scoring(groups)]), device=model.device)
         advantage = advantages(drawn, task.group, model.device)
         clock("scoring")
         kept = scoring.take()
         done = set(kept.rows.tolist()) if kept else set()
         if kept:
             part = loss(
-                kept.logprobs.view(-1, new), old[kept.rows], advantage[kept.rows], len(rows)
+                kept.logprobs.view(-1, new), old[kept.rows], advantage[kept.rows], len(drawn)
             )
             part.backward()
             optimizer.collect()
             del kept, part
-        rest = [i for i in range(len(rows)) if i not in done]
+        rest = [i for i in range(len(drawn)) if i not in done]
         size = max(1, len(done))
         for low in range(0, len(rest), size):
             chosen = rest[low : low + size]
             flat, _ = completion_logprobs(
-                model, [rows[i]["prompt_ids"] for i in chosen], [drawn[i] for i in chosen], 1.0
+                model, [prompts[i] for i in chosen], [drawn[i] for i in chosen], 1.0
             )
-            loss(flat.view(-1, new), old[chosen], advantage[chosen], len(rows)).backward()
+            loss(flat.view(-1, new), old[chosen], advantage[chosen], len(drawn)).backward()
             optimizer.collect()
         optimizer.step(optimizer.gradient_norm())
         clock("update")

@@ -47,7 +47,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from entrograd.methods.base import Batch, denominators
+from entrograd.methods.batch import Batch, denominators
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
 from entrograd.models.forward import completion_logprobs

@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from work import step_work
 
+from entrograd.data.groups import Completion, PromptGroup
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
 from entrograd.models.load import load_tokenizer
@@ -19,21 +21,26 @@ from entrograd.rollout.engine import Request
 from entrograd.rollout.params import Sampling
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.train.batch import examples
+from entrograd.train.forward_backward import StepSettings
 from entrograd.train.params import Optimizer as OptimizerParams
+from entrograd.train.params import TrainOfflineParams
+from entrograd.train.policy import Policy
 from entrograd.train.scoring import Scoring
-from entrograd.train.setup import Policy
-from entrograd.train.step import StepSettings, train_step
+from entrograd.train.step import train_step
 
 
 def main() -> None:
     """Arguments: a JSON object {model, dtype, prompts [[ids]], group, completion}."""
     options = json.loads(sys.argv[1])
     folder, new = Path(options["model"]), options["completion"]
-    policy = Policy(folder, options["dtype"], "cpu", OptimizerParams(lr=1e-6), updates=100)
+    params = TrainOfflineParams(
+        dtype=options["dtype"], device="cpu", optimizer=OptimizerParams(lr=1e-6)
+    )
+    policy = Policy.load(folder, params, updates=100)
     engine = TransformersEngine(policy.model, load_tokenizer(folder), 1 << 16)
     sampling = Sampling(max_new_tokens=new, min_new_tokens=new)
     settings = StepSettings(1.0, new, 1 << 14)
-    scoring = Scoring(policy.model, 1.0, settings.token_budget, 1 << 15)
+    scoring = Scoring(policy.model, settings, 1 << 15)
     method = recipe(MethodParams(name="grpo"))
     prompts = [tuple(ids) for ids in options["prompts"]]
     print("ready", flush=True)
@@ -52,24 +59,31 @@ def main() -> None:
 
         completions = engine.generate(requests, sampling, number)
         mark()
-        rows: list[dict[str, Any]] = []
+        groups = {
+            request.prompt_id: PromptGroup(request.prompt_id, np.array(request.prompt_ids), [])
+            for request in requests
+        }
+        rows: list[Completion] = []
         for request, completion in zip(requests, completions, strict=True):
-            ids = list(completion.completion_ids)
-            row = {
-                "prompt_id": request.prompt_id,
-                "sample_index": request.sample_index,
-                "prompt_ids": list(request.prompt_ids),
-                "completion_ids": ids,
-                "reward": sum(i % 2 for i in ids) / len(ids),
-                "cluster_id": 0,
-            }
+            ids = np.array(completion.completion_ids)
+            row = Completion(
+                sample_index=request.sample_index,
+                completion_ids=ids,
+                completion_text=completion.text,
+                finish_reason=completion.finish_reason,
+                seed=number,
+                policy_version=engine.policy_version,
+                reward=float((ids % 2).mean()),
+                cluster_id=0,
+            )
             rows.append(row)
-        for row, (logprobs, entropies) in zip(rows, scoring(rows), strict=True):
-            row["old_logprobs"], row["entropies"] = logprobs, entropies
+            groups[request.prompt_id].completions.append(row)
+        scored = scoring(list(groups.values()))
+        for row, (logprobs, entropies) in zip(rows, scored, strict=True):
+            row.tokens |= {"old_logprobs": logprobs, "entropies": entropies}
         mark()
-        batch = examples(rows, policy.model.device)
-        kept = scoring.take()
-        measured = train_step(policy.model, policy.optimizer, method, batch, settings, kept)
+        batch = examples(list(groups.values()), policy.model.device)
+        measured = train_step(policy, method, batch, settings, scoring.take())
         engine.update_weights(policy.model)  # hashes the weights: part of every round
         mark()
         work = step_work(policy.model, batch.prompt_ids, batch.completion_ids)

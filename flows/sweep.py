@@ -5,8 +5,8 @@ Each runs in a temporary copy of the commit (`dvc exp run --temp`), so the check
 The first one runs alone: what all share, from the base model to the annotated rollouts, is then in
 DVC's cache and is computed once. A failed experiment stops none of the others.
 
-Methods are compared as they are: a reward, credit, modulation or loss that params.yaml takes from
-another method is set aside, but for those that --set names.
+Methods are compared as they are: a reward, advantage, weighting or loss that params.yaml puts in
+the place of a method's own is set aside, but for those that --set names.
 """
 
 from __future__ import annotations
@@ -78,9 +78,11 @@ def experiments(
 
 
 def choices() -> list[str]:
-    """Which of a method's four choices params.yaml takes from another one."""
+    """Which of a method's four components params.yaml replaces."""
     section = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["method"]
-    return [choice for choice in ("reward", "credit", "modulation", "loss") if section.get(choice)]
+    return [
+        choice for choice in ("reward", "advantage", "weighting", "loss") if section.get(choice)
+    ]
 
 
 def check(chosen: Sequence[Experiment], replace: bool) -> str | None:

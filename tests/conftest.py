@@ -21,7 +21,7 @@ SLOW = {
     *("annotate_clusters", "annotate_stage", "benchmarks", "chaos", "checkpoint", "evaluate"),
     *("exactness", "extras", "flows", "flows_prefect", "lora", "overlap", "pipeline"),
     *("prepare_stage", "processes", "queries", "report", "resolve", "resume", "rollout", "shards"),
-    *("verify_agreement", "verify_fuzz", "vllm", "vllm_http"),
+    *("verify_agreement", "verify_fuzz", "verify_grade", "verify_rows", "vllm", "vllm_http"),
 }
 
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +22,7 @@ from entrograd.errors import InputError
 from entrograd.methods.params import MethodParams
 from entrograd.models.load import load_tokenizer
 from entrograd.storage.hashing import sha256
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import read_table, shard_files, write_table
 from entrograd.train.offline import train_offline
 from entrograd.train.params import Optimizer, TrainOfflineParams
@@ -78,7 +80,7 @@ class TestPieces:
         prompts = Prompts(prompts_table(folder / "prompts.parquet", sorted(set(names))))
         planned = plan([file], prompts)
         reader = PieceReader(planned)
-        rows = [reader.read(number) for number in range(len(planned))]
+        rows = [reader.read(number).to_pylist() for number in range(len(planned))]
         assert [len(part) for part in rows] == [piece.rows for piece in planned]
         return [
             (piece.rows, [row["prompt_id"] for row in part])
@@ -106,7 +108,7 @@ class TestPieces:
         ]
         reader = PieceReader(planned)
         for number in [0, 2, 3, 5, 5, 4, 1, 0, 5, 2, 1]:
-            assert [row["completion_text"] for row in reader.read(number)] == want[number]
+            assert reader.read(number)["completion_text"].to_pylist() == want[number]
 
     def test_a_bad_row_is_named_by_its_place_in_the_file(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -184,12 +186,13 @@ class TestPieces:
 
 
 class TestComplete:
-    def rows(self, *given: dict[str, Any]) -> list[dict[str, Any]]:
+    def table(self, *given: dict[str, Any]) -> pa.Table:
         absent = dict.fromkeys(
             ["sample_index", "prompt_ids", "completion_ids", "sampling_logprobs", "finish_reason",
              "seed", "policy_version"]
         )  # fmt: skip
-        return [{**absent, "prompt_id": "p", "completion_text": "12", **row} for row in given]
+        rows = [{**absent, "prompt_id": "p", "completion_text": "12", **row} for row in given]
+        return pa.Table.from_pylist(rows, SCHEMAS["completions"])
 
     @pytest.fixture
     def prompts(self, tmp_path: Path) -> Prompts:
@@ -198,8 +201,8 @@ class TestComplete:
     def test_everything_is_filled_in(self, prompts: Prompts, tiny_model: Path) -> None:
         tokenizer = load_tokenizer(tiny_model)
         rows = complete(
-            self.rows({}, {"completion_text": "1", "finish_reason": "length"}), prompts, tokenizer
-        )
+            self.table({}, {"completion_text": "1", "finish_reason": "length"}), prompts, tokenizer
+        ).to_pylist()
         text = tokenizer.encode("p: 5 + 7 = ")
         one, two = tokenizer.encode("12")
         assert [row["prompt_ids"] for row in rows] == [text, text]
@@ -226,20 +229,20 @@ class TestComplete:
             "seed": 3,
             "policy_version": "v",
         }
-        rows = self.rows(given)
-        assert complete(rows, prompts, None) == self.rows(given)
+        table = self.table(given)
+        assert complete(table, prompts, None).to_pylist() == table.to_pylist()
 
     def test_an_end_of_sequence_in_the_text_is_not_doubled(
         self, prompts: Prompts, tiny_model: Path
     ) -> None:
-        rows = self.rows({"completion_text": "1<eos>"})
-        complete(rows, prompts, load_tokenizer(tiny_model))
-        assert rows[0]["completion_ids"][-1] == 1
-        assert rows[0]["completion_ids"].count(1) == 1
+        table = self.table({"completion_text": "1<eos>"})
+        (ids,) = complete(table, prompts, load_tokenizer(tiny_model))["completion_ids"].to_pylist()
+        assert ids[-1] == 1
+        assert ids.count(1) == 1
 
     def test_samples_are_numbered_all_or_none(self, prompts: Prompts) -> None:
         with pytest.raises(InputError, match="prompt_id p: 1 of 2 rows have no sample_index"):
-            complete(self.rows({"sample_index": 0}, {}), prompts, None)
+            complete(self.table({"sample_index": 0}, {}), prompts, None)
 
 
 def test_text_alone_is_annotated_and_trained_on(
@@ -271,14 +274,14 @@ def test_text_alone_is_annotated_and_trained_on(
         TrainOfflineParams(
             prompts_per_update=2, optimizer=Optimizer(lr=1e-3), dtype="float32", device="cpu"
         ),
-        MethodParams(name="gtpo", modulation="seed_grpo"),
+        MethodParams(name="gtpo", weighting="seed_grpo"),
         tiny_model,
         annotated,
         tmp_path / "trained",
         tmp_path / "curve.csv",
         tmp_path / "resume_training",
     )
-    assert line.startswith("2 updates of gtpo (modulation: seed_grpo) over 3 groups")
+    assert line.startswith("2 updates of gtpo (weighting: seed_grpo) over 3 groups")
     before, after = (path / "model.safetensors" for path in (tiny_model, tmp_path / "trained"))
     assert sha256(before) != sha256(after)
 
@@ -334,16 +337,16 @@ def test_bad_tables(
 class TestSegments:
     def test_entropy_cutoff(self) -> None:
         chosen = CutoffSegments(kind="entropy_cutoff", cutoff=2.0)
-        found = segment_ids([[0.1, 2.5, 0.3, 0.2, 3.0, 0.1], [0.5]], chosen)
-        assert found == [[0, 0, 1, 1, 1, 2], [0]]
+        found = segment_ids([np.array([0.1, 2.5, 0.3, 0.2, 3.0, 0.1]), np.array([0.5])], chosen)
+        assert [ids.tolist() for ids in found] == [[0, 0, 1, 1, 1, 2], [0]]
 
     def test_change(self) -> None:
         # Jumps above 1 at the third and fifth token; a crossing of 1.5 at the last.
-        entropies = [[0.1, 0.2, 1.4, 1.3, 0.1, 0.2, 1.0, 1.6]]
+        entropies = [np.array([0.1, 0.2, 1.4, 1.3, 0.1, 0.2, 1.0, 1.6])]
         chosen = ChangeSegments(kind="change", delta=1.0, baseline=1.5, min_length=1)
-        assert segment_ids(entropies, chosen) == [[0, 0, 1, 1, 2, 2, 2, 3]]
+        assert segment_ids(entropies, chosen)[0].tolist() == [0, 0, 1, 1, 2, 2, 2, 3]
         longer = chosen.model_copy(update={"min_length": 2})
-        assert segment_ids(entropies, longer) == [[0, 0, 1, 1, 2, 2, 2, 2]]
+        assert segment_ids(entropies, longer)[0].tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
 
     @pytest.mark.parametrize(
         ("chosen", "segmentation"),
@@ -352,19 +355,19 @@ class TestSegments:
             (CutoffSegments(kind="entropy_cutoff", cutoff=1.2), "entropy_cutoff"),
         ],
     )
-    def test_asr_gives_the_same_credit_from_stored_segments(
+    def test_asr_gives_the_same_advantages_from_stored_segments(
         self, chosen: Any, segmentation: str
     ) -> None:
         import torch
 
-        from entrograd.methods import asr
-        from entrograd.methods.base import Batch
+        from entrograd.methods.advantage.asr import Asr
+        from entrograd.methods.batch import Batch
 
         lengths, width = [9, 4, 6], 9
         entropies = torch.rand(3, width, generator=torch.Generator().manual_seed(5)) * 2
         mask = torch.arange(width) < torch.tensor(lengths)[:, None]
         stored = segment_ids(
-            [row[:n].tolist() for row, n in zip(entropies, lengths, strict=True)], chosen
+            [row[:n].numpy() for row, n in zip(entropies, lengths, strict=True)], chosen
         )
         batch = Batch(
             completion_mask=mask,
@@ -376,10 +379,10 @@ class TestSegments:
         )
         own = {key: value for key, value in chosen.model_dump().items() if key != "kind"}
         base = {"source": "entropy", "baseline": 0.9}
-        computed = asr.Params(segmentation=segmentation, **(base | own))  # type: ignore[arg-type]
-        read = asr.Params(segmentation="stored", **base)  # type: ignore[arg-type]
-        assert torch.equal(asr.advantages(batch, read), asr.advantages(batch, computed))
-        assert "segment_ids" in asr.needs(read)
+        computed = Asr(segmentation=segmentation, **(base | own))  # type: ignore[arg-type]
+        read = Asr(segmentation="stored", **base)  # type: ignore[arg-type]
+        assert torch.equal(read.advantages(batch), computed.advantages(batch))
+        assert "segment_ids" in read.required_columns
         assert len({len(set(ids)) for ids in stored}) > 1
 
 

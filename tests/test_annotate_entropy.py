@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from entrograd.annotate.semantic_entropy import cluster_masses, discrete, paper, rao
-from entrograd.annotate.token_entropy import token_values
+from entrograd.annotate.token_entropy import Score, token_values
+from entrograd.data.groups import Completion, PromptGroup
 from entrograd.errors import InputError
 from entrograd.numerics.semantic_entropy import semantic_entropy
 
@@ -71,31 +72,37 @@ class TestSemanticEntropy:
             rao(ids, ell)
 
 
+def group(prompt_ids: list[int], completion_ids: list[int]) -> PromptGroup:
+    ids = np.array(completion_ids, np.int32)
+    completion = Completion(3, ids, "", "stop", 0, "v")
+    return PromptGroup("p", np.array(prompt_ids, np.int32), [completion])
+
+
+def scored(logprobs: list[float], entropies: list[float]) -> Score:
+    return lambda _: [(np.array(logprobs, np.float32), np.array(entropies, np.float32))]
+
+
 class TestTokenValues:
-    ROW: dict[str, Any] = {  # noqa: RUF012
-        "prompt_id": "p",
-        "sample_index": 3,
-        "prompt_ids": [1],
-        "completion_ids": [4, 5],
-    }
+    GROUP = group([1], [4, 5])
 
     def test_passes_values_through(self) -> None:
-        assert token_values([self.ROW], lambda _: [([-1.0, -2.0], [0.5, 0.6])]) == [
-            ([-1.0, -2.0], [0.5, 0.6])
-        ]
+        ((logprobs, entropies),) = token_values([self.GROUP], scored([-1.0, -2.0], [0.5, 0.25]))
+        assert (logprobs.tolist(), entropies.tolist()) == ([-1.0, -2.0], [0.5, 0.25])
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_a_value_that_is_not_finite_names_the_row(self, bad: float) -> None:
-        with pytest.raises(InputError, match=r"prompt_id p, sample_index 3: entropies .* token 1"):
-            token_values([self.ROW], lambda _: [([-1.0, -2.0], [0.5, bad])])
+        message = rf"prompt_id p, sample_index 3: entropies is {bad} at token 1"
+        with pytest.raises(InputError, match=message):
+            token_values([self.GROUP], scored([-1.0, -2.0], [0.5, bad]))
 
     @pytest.mark.parametrize("column", ["prompt_ids", "completion_ids"])
     def test_no_tokens(self, column: str) -> None:
+        empty = group([], [4]) if column == "prompt_ids" else group([1], [])
         with pytest.raises(InputError, match=f"sample_index 3: {column} is empty"):
-            token_values([{**self.ROW, column: []}], lambda _: [([], [])])
+            token_values([empty], scored([], []))
 
     def test_a_wrong_number_of_values_is_a_defect(self) -> None:
         with pytest.raises(ValueError, match="1 old_logprobs for 2 tokens"):
-            token_values([self.ROW], lambda _: [([-1.0], [0.5, 0.5])])
+            token_values([self.GROUP], scored([-1.0], [0.5, 0.5]))
         with pytest.raises(ValueError, match="0 scores for 1 completions"):
-            token_values([self.ROW], lambda _: [])
+            token_values([self.GROUP], lambda _: [])

@@ -13,32 +13,41 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from entrograd.annotate.clusters import by_answer
-from entrograd.annotate.groups import annotate_rows
+from entrograd.annotate.groups import GroupStatistics, annotate_groups
 from entrograd.annotate.params import Alarms
-from entrograd.annotate.summary import check_alarms, summarise_rows
+from entrograd.annotate.summary import Summary, check_alarms, summarise_groups
+from entrograd.data.groups import PromptGroup, groups_of
 from entrograd.errors import InputError
 from entrograd.models.load import load_model
 from entrograd.rewards.verify.grade import STATUSES, Grader
 from entrograd.storage.files import read_json
 from entrograd.storage.hashing import sha256
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import provenance, read_table, shard_name, write_manifest, write_table
 from helpers.annotation import PROMPT_IDS, SETTINGS, Files, known, prompts_table, rollout
 
 ROOT = Path(__file__).parent.parent
 
 
-def fake_score(rows: list[dict[str, Any]]) -> list[tuple[list[float], list[float]]]:
+def fake_score(groups: Sequence[PromptGroup]) -> list[tuple[np.ndarray, np.ndarray]]:
     """logprob -(sample_index + 1) / 10 and entropy 0.5 + sample_index at every token."""
     return [
         (
-            [-(row["sample_index"] + 1) / 10] * len(row["completion_ids"]),
-            [0.5 + row["sample_index"]] * len(row["completion_ids"]),
+            np.full(len(each), -(each.sample_index + 1) / 10, np.float32),
+            np.full(len(each), 0.5 + each.sample_index, np.float32),
         )
-        for row in rows
+        for group in groups
+        for each in group.completions
     ]
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> list[PromptGroup]:
+    return groups_of(pa.Table.from_pylist(list(rows), SCHEMAS["rollouts"]), "here")
 
 
 class TestRows:
@@ -51,33 +60,34 @@ class TestRows:
     )
 
     @pytest.fixture
-    def result(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def result(self) -> tuple[list[PromptGroup], list[GroupStatistics]]:
+        groups = grouped(self.ROWS)
+        prompts = known({"p": ["12"], "q": ["7", "8"]})
         with Grader(SETTINGS.grader) as grader:
-            return annotate_rows(
-                self.ROWS, known({"p": ["12"], "q": ["7", "8"]}), fake_score, grader, by_answer,
-                SETTINGS,
-            )  # fmt: skip
+            return groups, annotate_groups(groups, prompts, fake_score, grader, by_answer, SETTINGS)
 
-    def test_columns(self, result: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
-        rows, _ = result
+    def test_columns(self, result: tuple[list[PromptGroup], list[GroupStatistics]]) -> None:
+        (q, p), _ = result
         assert [
-            (r["prompt_id"], r["sample_index"], r["reward"], r["reward_status"], r["answer"])
-            for r in rows
+            (group.prompt_id, r.sample_index, r.reward, r.reward_status, r.answer)
+            for group in (q, p)
+            for r in group.completions
         ] == [
             ("q", 3, 0.0, "ok", "9"),
-            ("p", 0, 1.0, "ok", "12"),
             ("q", 0, 0.0, "no_answer", None),
             ("q", 1, 1.0, "ok", "7.0"),
             ("q", 2, 1.0, "ok", "7"),
+            ("p", 0, 1.0, "ok", "12"),
         ]
         # By sample_index: q 0 (no answer) is 0, q 1 and q 2 are 1, q 3 is 2.
-        assert [r["cluster_id"] for r in rows] == [2, 0, 0, 1, 1]
-        assert rows[1]["old_logprobs"] == [-0.1] * 3
-        assert rows[0]["entropies"] == [3.5]
+        assert [r.cluster_id for r in q.completions] == [2, 0, 1, 1]
+        assert p.completions[0].cluster_id == 0
+        assert p.completions[0].tokens["old_logprobs"].tolist() == pytest.approx([-0.1] * 3)
+        assert q.completions[0].tokens["entropies"].tolist() == [3.5]
 
-    def test_groups(self, result: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+    def test_groups(self, result: tuple[list[PromptGroup], list[GroupStatistics]]) -> None:
         _, (q, p) = result
-        assert (q["prompt_id"], q["completions"], q["clusters"], q["mean_reward"]) == (
+        assert (q.prompt_id, q.completions, q.clusters, q.mean_reward) == (
             "q",
             4,
             3,
@@ -85,11 +95,11 @@ class TestRows:
         )
         # ell -.1 -.2 -.3 -.4, clusters 0 1 1 2: exp .904837 .818731 .740818 .670320, sum 3.134706;
         # masses .288651 .497510 .213838; -sum p ln p = .358660 + .347331 + .329853 = 1.035844
-        assert q["semantic_entropy_rao"] == pytest.approx(1.035844, abs=1e-6)
-        assert q["semantic_entropy_discrete"] == pytest.approx(1.0397208, abs=5e-8)
+        assert q.semantic_entropy_rao == pytest.approx(1.035844, abs=1e-6)
+        assert q.semantic_entropy_discrete == pytest.approx(1.0397208, abs=5e-8)
         # tokens: 1 of .5, 3 of 1.5 ("7.0"), 1 of 2.5, 1 of 3.5 -> 11 / 6
-        assert q["mean_token_entropy"] == pytest.approx(11 / 6)
-        assert (p["semantic_entropy_rao"], p["clusters"], p["mean_token_entropy"]) == (0.0, 1, 0.5)
+        assert q.mean_token_entropy == pytest.approx(11 / 6)
+        assert (p.semantic_entropy_rao, p.clusters, p.mean_token_entropy) == (0.0, 1, 0.5)
 
     @pytest.mark.parametrize(
         ("rows", "message"),
@@ -100,7 +110,9 @@ class TestRows:
     )
     def test_bad_rows(self, rows: Sequence[dict[str, Any]], message: str) -> None:
         with Grader(SETTINGS.grader) as grader, pytest.raises(InputError, match=message):
-            annotate_rows(rows, known({"p": ["1"]}), fake_score, grader, by_answer, SETTINGS)
+            annotate_groups(
+                grouped(rows), known({"p": ["1"]}), fake_score, grader, by_answer, SETTINGS
+            )
 
 
 # --- the stage -------------------------------------------------------------------------------
@@ -237,8 +249,10 @@ def test_bad_input(
 
 
 class TestAlarms:
-    SUMMARY: dict[str, Any] = {  # noqa: RUF012
+    SUMMARY: Summary = {  # noqa: RUF012
         "completions": 100,
+        "groups": 10,
+        "mean_semantic_entropy": 0.5,
         "mean_reward": 0.0,
         "groups_with_signal": 0.5,
         "mean_token_entropy": 0.5,
@@ -261,7 +275,7 @@ class TestAlarms:
             check_alarms(self.SUMMARY, alarms)
 
     def test_a_collapsed_entropy(self, caplog: pytest.LogCaptureFixture) -> None:
-        summary = {**self.SUMMARY, "status": dict.fromkeys(STATUSES, 0.0)}
+        summary: Summary = {**self.SUMMARY, "status": dict.fromkeys(STATUSES, 0.0)}
         assert check_alarms(summary, Alarms()) == 0
         summary["mean_token_entropy"] = 0.01
         assert check_alarms(summary, Alarms(), "round 7") == 1
@@ -277,12 +291,13 @@ class TestAlarms:
         ):
             check_alarms(self.SUMMARY, Alarms(no_signal_stop=0.4))
 
-    def test_rows_are_summed_up_as_shards_are(self, files: Files, tmp_path: Path) -> None:
+    def test_groups_are_summed_up_as_shards_are(self, files: Files, tmp_path: Path) -> None:
         files.run(tmp_path / "resume")
         out = files.folder / "out"
-        rows = read_table(out / "annotated", "annotated").to_pylist()
-        groups = read_table(out / "groups.parquet", "groups").to_pylist()
-        assert summarise_rows(rows, groups) == read_json(out / "annotate.json")
+        groups = groups_of(read_table(out / "annotated", "annotated"), "annotated")
+        rows = read_table(out / "groups.parquet", "groups").to_pylist()
+        statistics = [GroupStatistics(**row) for row in rows]
+        assert summarise_groups(groups, statistics) == read_json(out / "annotate.json")
 
     def test_the_stage_stops_before_writing(self, files: Files, tmp_path: Path) -> None:
         files.write(0, [rollout("p0", 0, "I\nam\nlost")])

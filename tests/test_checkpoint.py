@@ -16,14 +16,17 @@ import pytest
 import torch
 
 from entrograd.errors import InputError, NonFiniteError
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
 from entrograd.models.load import load_model, policy_version
 from entrograd.pipeline import fingerprint
 from entrograd.storage.files import write_json
+from entrograd.storage.hashing import sha256
+from entrograd.storage.metrics import CURVE
 from entrograd.storage.tables import read_table, shard_name, write_table
 from entrograd.train import checkpoint as checkpoint_module
+from entrograd.train import forward_backward as forward_backward_module
 from entrograd.train import offline as offline_module
-from entrograd.train import step as step_module
+from entrograd.train import online as online_module
 from entrograd.train.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -34,11 +37,8 @@ from entrograd.train.checkpoint import (
 )
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Checkpoint
-from entrograd.train.params import Optimizer as OptimizerParams
-from entrograd.train.required_columns import COLUMNS
 from entrograd.train.rounds import PromptOrder, Round, Rounds
-from entrograd.train.setup import Policy
-from helpers.tables import annotated_rows
+from helpers.tables import annotated_rows, groups, write_prompts
 from helpers.training import (
     ALWAYS,
     RUNS,
@@ -47,6 +47,7 @@ from helpers.training import (
     pipeline_params,
     policy,
     run_offline,
+    run_online,
     stop_at,
 )
 
@@ -68,6 +69,73 @@ def test_stopped_at_every_update_it_gives_the_same_bits(
         made = stop_at(patch, kind, 2)
         assert RUNS[kind](params(), tiny_model, tmp_path / "stopped") == whole
     assert len(made) == 1
+
+
+def test_with_mini_batches_it_resumes_to_the_same_bits_at_every_update(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rounds of three groups, two passes, two groups per update: eight updates."""
+    chosen = params({"rounds": 2, "prompts_per_update": 2})
+    (tmp_path / "whole").mkdir()
+    sizes: list[list[str]] = []
+    real = online_module.train_step
+
+    def noted(policy: Any, recipe: Any, built: Any, *rest: Any) -> dict[str, float]:
+        sizes.append(list(dict.fromkeys(built.batch.names)))
+        return real(policy, recipe, built, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(online_module, "train_step", noted)
+        whole = run_online(chosen, tiny_model, tmp_path / "whole")
+    assert [len(names) for names in sizes] == [2, 1] * 4
+    for start in (0, 4):  # each pass has the round's prompts, each once, the first in their order
+        first, second = ([*sizes[i], *sizes[i + 1]] for i in (start, start + 2))
+        assert sorted(first) == sorted(second)
+        table = read_table(tmp_path / "whole/rounds" / shard_name(start // 4), "annotated")
+        assert first == list(dict.fromkeys(table["prompt_id"].to_pylist()))
+    (tmp_path / "stopped").mkdir()
+    for _ in range(7):
+        with monkeypatch.context() as patch:
+            stop_at(patch, "online", 1)
+            with pytest.raises(Killed):
+                run_online(chosen, tiny_model, tmp_path / "stopped")
+    assert run_online(chosen, tiny_model, tmp_path / "stopped") == whole
+
+
+def test_held_out_accuracy_changes_no_weights_and_resumes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured in rounds 1, 3 and 4 of four; the best of them is kept."""
+    measured = {"evaluate": {"every_rounds": 2, "problems": 3}}
+    found = {}
+    for name, online, best in (
+        ("plain", {}, {}),
+        ("with", measured, {"keep_best": "heldout_accuracy"}),
+        ("stopped", measured, {"keep_best": "heldout_accuracy"}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_prompts(folder / "prompts.parquet", 8)
+        rows = read_table(folder / "prompts.parquet", "prompts").to_pylist()
+        held = [{**row, "prompt_id": f"h{i}", "split": "heldout"} for i, row in enumerate(rows)]
+        write_table(folder / "prompts.parquet", [*rows, *held], "prompts")
+        chosen = params(online, **best)
+        for update in (2, 3) if name == "stopped" else ():
+            with monkeypatch.context() as patch:
+                stop_at(patch, "online", update)
+                with pytest.raises(Killed):
+                    run_online(chosen, tiny_model, folder)
+        found[name] = run_online(chosen, tiny_model, folder)
+    assert found["stopped"] == found["with"]
+    assert sha256(tmp_path / "plain/out/model.safetensors") == sha256(
+        tmp_path / "with/out/model.safetensors"
+    )
+    assert found["plain"]["rounds"] == found["with"]["rounds"]
+    with (tmp_path / "with/curve.csv").open() as file:
+        values = [row["heldout_accuracy"] for row in csv.DictReader(file)]
+    assert [bool(value) for value in values] == [True, False, True, True]
+    assert all(0 <= float(value) <= 1 for value in values if value)
+    assert (tmp_path / "with/out/best/config.json").exists()
 
 
 def trained(model: Path, folder: Path, **checkpoint: Any) -> tuple[Checkpoints, State]:
@@ -116,7 +184,7 @@ def test_a_checkpoint_holds_everything(tiny_model: Path, tmp_path: Path) -> None
 def test_bfloat16_weights_follow_their_masters(tiny_model: Path, tmp_path: Path) -> None:
     before, state = trained(tiny_model, tmp_path)
     before.save(state)
-    subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), updates=10)
+    subject = policy(tiny_model, "bfloat16")
     Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()
     for name, weight in subject.model.named_parameters():
         assert weight.dtype == torch.bfloat16
@@ -149,7 +217,7 @@ def test_the_best_weights_come_out(tiny_model: Path, tmp_path: Path) -> None:
     run_offline(params(keep_best="-loss"), tiny_model, tmp_path)
     with (tmp_path / "curve.csv").open() as file:
         curve = list(csv.DictReader(file))
-    assert set(curve[0]) <= COLUMNS
+    assert set(curve[0]) <= set(CURVE)
     losses = [float(row["loss"]) for row in curve]
     best = min(range(1, len(losses)), key=lambda step: losses[step])
     assert (tmp_path / "out/best/config.json").exists()
@@ -293,10 +361,31 @@ def test_prompt_order_continues_anywhere() -> None:
         assert [next(second) for _ in range(20 - done)] == following[done:]
 
 
+def test_the_position_in_the_prompt_order_does_not_grow() -> None:
+    """Oracle: the order as a list of all prompts that wait."""
+    order, waiting = PromptOrder(50, 7, seed=3), list[int]()
+    generator = np.random.Generator(np.random.Philox(key=3))
+    for number in range(60):
+        carried = {(5 * number + i) % 50 for i in range(number % 4)}
+        used, want = set(carried), list[int]()
+        while len(want) < 7:
+            if used.issuperset(waiting):
+                waiting = [*waiting, *generator.permutation(50).tolist()]
+            following = next(i for i in waiting if i not in used)
+            waiting.remove(following)
+            used.add(following)
+            want.append(following)
+        assert order.take(7, set(carried)) == want
+        assert len(json.dumps(order.position())) < 120
+    assert order.position().keys() == {"permutations", "offset", "skipped"}
+
+
 class TestRounds:
     def test_a_round_that_another_policy_sampled_is_drawn_again(self, tmp_path: Path) -> None:
         rounds = Rounds(tmp_path, {})
-        drawn = Round(annotated_rows(), {"reward_mean": 0.1}, {"permutations": 1, "waiting": [2]})
+        drawn = Round(
+            groups(annotated_rows()), {"reward_mean": 0.1}, {"permutations": 1, "waiting": [2]}
+        )
         rounds.write(3, drawn)
         stored = rounds.read(3, "v")
         assert stored
@@ -308,7 +397,7 @@ class TestRounds:
         self, tmp_path: Path
     ) -> None:
         rounds = Rounds(tmp_path, {})
-        rounds.write(0, Round(annotated_rows(), {}, {}))
+        rounds.write(0, Round(groups(annotated_rows()), {}, {}))
         file = tmp_path / shard_name(0)
         file.write_bytes(file.read_bytes()[:-20])
         assert rounds.read(0, "v") is None
@@ -322,7 +411,7 @@ class TestNonFinite:
         self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
     ) -> None:
         """The second of the run's updates meets a value that is no number."""
-        real = step_module.completion_logprobs
+        real = forward_backward_module.completion_logprobs
         calls: list[int] = []
 
         def broken(*given: Any) -> Any:
@@ -349,7 +438,7 @@ class TestNonFinite:
                 aggregate(*given) / torch.tensor(float(len(calls) != 2 or where != "loss"))
             ),
         )
-        monkeypatch.setattr(step_module, "completion_logprobs", broken)
+        monkeypatch.setattr(forward_backward_module, "completion_logprobs", broken)
         monkeypatch.setattr(Optimizer, "step", counted)
         rows = [{**row, "reward": float(row["sample_index"] == 1)} for row in annotated_rows()]
         write_table(tmp_path / "rows.parquet", rows, "annotated")

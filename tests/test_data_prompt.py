@@ -39,8 +39,9 @@ def test_chat_is_a_system_and_a_user_message() -> None:
 
 def test_braces_in_a_problem_are_text() -> None:
     problem = "\\frac{1}{2} {answer} {problem} {} {0}"
-    assert render(problem, PromptFormat())["messages"][0]["content"] == problem
+    assert render(problem, PromptFormat())["messages"] == [{"role": "user", "content": problem}]
     text = render(problem, SUMS)["prompt_text"]
+    assert text is not None
     assert text.endswith(f"\n{problem} = ")
 
 

@@ -26,7 +26,7 @@ from entrograd.models.load import load_model, policy_version
 from entrograd.pipeline import runner
 from entrograd.pipeline.sections import Params
 from entrograd.rewards.params import GraderParams
-from entrograd.rollout.engine import Completion, Request
+from entrograd.rollout.engine import Request, Sampled
 from entrograd.rollout.params import Sampling
 from entrograd.storage.files import read_json
 from entrograd.storage.hashing import sha256, text_hash
@@ -141,7 +141,7 @@ class Scripted:
         monkeypatch.setattr(module, "load_model", lambda *_: None)
         monkeypatch.setattr(Scripted, "turn", -1)
 
-    def generate(self, requests: Sequence[Request], *_: Any) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], *_: Any) -> list[Sampled]:
         """The double of the id's number where it is known, nothing to read for id7, else 1."""
         texts = {
             r.prompt_id: str(2 * int(r.prompt_id[2:]))
@@ -149,7 +149,7 @@ class Scripted:
             else "?" * (r.prompt_id == "id7") or "1"
             for r in requests
         }
-        return [Completion((1,), texts[r.prompt_id], (0.0,), "stop") for r in requests]
+        return [Sampled((1,), texts[r.prompt_id], (0.0,), "stop") for r in requests]
 
 
 class TestScores:
@@ -277,9 +277,9 @@ class TestResume:
         """How many completions each call of the engine was asked for."""
         calls: list[int] = []
 
-        def counted(_: Any, requests: Sequence[Request], *_rest: Any) -> list[Completion]:
+        def counted(_: Any, requests: Sequence[Request], *_rest: Any) -> list[Sampled]:
             calls.append(len(requests))
-            return [Completion((1,), f"{len(r.prompt_id)}", (0.0,), "stop") for r in requests]
+            return [Sampled((1,), f"{len(r.prompt_id)}", (0.0,), "stop") for r in requests]
 
         Scripted.replace(monkeypatch)
         monkeypatch.setattr(Scripted, "generate", counted)

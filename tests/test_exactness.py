@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from entrograd.methods.registry import METHODS
-from entrograd.train import step
+from entrograd.methods.presets import PRESETS
+from entrograd.train import forward_backward, step
 from entrograd.train.batch import Examples
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
+from entrograd.train.policy import Policy
 from golden.make import FOLDER, SETTINGS, UPDATES, batch, choose, float64_model, trajectory
 
-EVERY = pytest.mark.parametrize("name", list(METHODS))
+EVERY = pytest.mark.parametrize("name", list(PRESETS))
 
 
 def eight(seed: int) -> Examples:
@@ -39,7 +40,7 @@ def test_any_division_of_the_batch_is_the_same_update(
         settings = replace(SETTINGS, share_prompts=shared)
         for size in (8, 4, 1):
             parts = list(torch.arange(8).split(size))
-            monkeypatch.setattr(step, "micro_batches", lambda *_, parts=parts: parts)
+            monkeypatch.setattr(forward_backward, "micro_batches", lambda *_, parts=parts: parts)
             subject = float64_model(tiny_model)
             optimizer = Optimizer(subject, {}, OptimizerParams(lr=1e-3), 1)
             collected: dict[str, Any] = {}
@@ -49,7 +50,7 @@ def test_any_division_of_the_batch_is_the_same_update(
                 Optimizer.step(optimizer, norm)
 
             monkeypatch.setattr(optimizer, "step", keep)
-            measured = step.train_step(subject, optimizer, choose(name), eight(5), settings)
+            measured = step.train_step(Policy(subject, optimizer), choose(name), eight(5), settings)
             results.append((measured, collected))
     first, gradient = results[0]
     assert first["grad_norm"] > 0

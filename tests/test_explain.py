@@ -141,14 +141,29 @@ class TestFiles:
 
 
 class TestSettings:
+    def test_a_plain_key_is_a_parameter_of_whichever_component_has_it(
+        self, explained: Explained
+    ) -> None:
+        group = EXAMPLES / "gtpo.json"
+        found = explained.answer("gtpo", group, "clip_low=0.1", "a2=0.3", "overlong_buffer=9")
+        assert found["choices"] == {
+            **{"reward": "single", "advantage": "gtpo"},
+            **{"weighting": "none", "loss": "dapo"},
+        }
+        assert found["params"]["dapo"]["clip_low"] == 0.1
+        assert found["params"]["gtpo"]["a2"] == 0.3
+        assert found["params"]["single"]["overlong_buffer"] == 9
+        found = explained.answer("gtpo", group, "clip_low=0.1", "loss=gspo")
+        assert found["params"]["gspo"]["clip_low"] == 0.1
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            (["name.x=1"], "--set name: unknown key; before the dot stands one of grpo"),
-            (["credit=gtpo", "credit.x=1"], "--set credit: unknown key"),
+            (["name.x=1"], "--set name: unknown key; before the dot stands one of single"),
+            (["advantage=gtpo", "advantage.x=1"], "--set advantage: unknown key"),
             (["reward=encore", "reward.tau=1"], "--set reward: unknown key"),
-            (["credit="], "--set credit=: name a method"),
-            (["=1"], "--set =1: expected key=value, the key a parameter of grpo, METHOD.param"),
+            (["advantage="], "--set advantage=: name a component"),
+            (["=1"], "--set =1: expected key=value, the key a parameter of grpo, COMPONENT."),
             (["gtpo.a.b=1"], "--set gtpo.a.b=1: expected key=value"),
             ([".a=1"], "--set .a=1: expected key=value"),
             (["gtpo.=1"], "--set gtpo.=1: expected key=value"),
@@ -186,7 +201,7 @@ class TestSettings:
                 "sampling_logprobs is missing; grpo.importance_sampling=masked",
             ),
             ("grpo", ["kl_coefficient=0.5"], "ref_logprobs is missing; grpo.kl_coefficient=0.5"),
-            ("grpo", ["credit=gtpo"], "entropies is missing; gtpo reads it"),
+            ("grpo", ["advantage=gtpo"], "entropies is missing; gtpo reads it"),
             ("asr", ["source=entropy"], "entropies is missing; asr.source=entropy reads it"),
             ("asr", [], "ref_logprobs is missing; asr reads it"),
         ],
@@ -198,31 +213,40 @@ class TestSettings:
 
 
 class TestMethods:
-    def table(self, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    def tables(self, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         assert main(["methods", "--json"]) == 0
-        return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+        told = json.loads(capsys.readouterr().out)
+        components = {f"{row['choice']} {row['name']}": row for row in told["components"]}
+        return {row["name"]: row for row in told["methods"]}, components
 
-    def test_needs_are_those_at_the_defaults(self, capsys: pytest.CaptureFixture[str]) -> None:
-        table = self.table(capsys)
-        assert table["weighted"]["needs"] == []
-        assert table["encore"]["needs"] == ["reward_heads"]
-        assert table["asr"]["needs"] == ["old_logprobs", "ref_logprobs"]
+    def test_columns_are_those_at_the_defaults(self, capsys: pytest.CaptureFixture[str]) -> None:
+        methods, components = self.tables(capsys)
+        for name, columns in (
+            ("weighted", []),
+            ("encore", ["reward_heads"]),
+            ("asr", ["old_logprobs", "ref_logprobs"]),
+        ):
+            assert methods[name]["required_columns"] == columns
+        assert components["reward weighted"]["required_columns"] == []
+        assert components["reward encore"]["required_columns"] == ["reward_heads"]
+        assert components["loss grpo"]["required_columns"] == []
 
     def test_where_a_parameter_changes_them(self, capsys: pytest.CaptureFixture[str]) -> None:
-        table = self.table(capsys)
-        assert table["asr"]["needs_with"] == {
+        _, components = self.tables(capsys)
+        changed = {name: row["required_columns_with"] for name, row in components.items()}
+        assert changed["advantage asr"] == {
             "source=entropy": ["entropies"],
             "source=reward_model": ["token_scores"],
             "segmentation=entropy_cutoff": ["entropies", "old_logprobs", "ref_logprobs"],
             "segmentation=stored": ["old_logprobs", "ref_logprobs", "segment_ids"],
         }
-        assert table["weighted"]["needs_with"] == {'weights={"HEAD": 1}': ["reward_heads"]}
-        assert table["seed_grpo"]["needs_with"] == {"estimator=discrete": ["cluster_id"]}
-        assert table["gtpo"]["needs_with"] == {}
+        assert changed["reward weighted"] == {'weights={"HEAD": 1}': ["reward_heads"]}
+        assert changed["weighting seed_grpo"] == {"estimator=discrete": ["cluster_id"]}
+        assert changed["advantage gtpo"] == {}
         assert main(["methods"]) == 0
         text = capsys.readouterr().out
         assert "      with source=entropy: entropies\n" in text
-        assert "kl_coefficient above 0 needs ref_logprobs" in text
+        assert "kl_coefficient,\nwhich reads ref_logprobs" in text
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,9 @@ NUMBERS: list[tuple[str, str, str, str, Any]] = [
     ),
     ("seed_grpo", "group_of_four", "", SE, 0.9996414),
     ("seed_grpo", "group_of_four", PAPER, SE, 1.1944033),
-    ("seed_grpo", "group_of_four", "", "diagnostics modulation_mean", 0.9708084),
+    ("seed_grpo", "group_of_four", "", "diagnostics weighting_mean", 0.9708084),
     ("seed_grpo", "group_of_four", "", "advantages", [[0.4854042]] * 2 + [[-0.4854042]] * 2),
-    ("seed_grpo", "one_answer", "alpha=5", "working seed_grpo multiplier", [1.0] * 4),
+    ("seed_grpo", "one_answer", "alpha=5", "working seed_grpo weight", [1.0] * 4),
     ("seed_grpo", "semantic_entropy_masses", "", SE, 0.1677),
     (
         "seed_grpo",
@@ -84,7 +84,7 @@ NUMBERS: list[tuple[str, str, str, str, Any]] = [
         "seed_grpo",
         "semantic_entropy_eight",
         COUNTS,
-        "diagnostics modulation_min",
+        "diagnostics weighting_min",
         0.9599693,
     ),
     # GTPO: Eq. 3, Eq. 5, Eq. 6

@@ -201,11 +201,11 @@ def test_experiments_are_methods_by_seeds() -> None:
 
 
 def test_a_sweep_compares_methods_without_what_params_take_from_others(checkout: Path) -> None:
-    (checkout / "params.yaml").write_text("method: {name: gtpo, modulation: seed_grpo, loss: dapo}")
-    assert sweep.choices() == ["modulation", "loss"]
+    (checkout / "params.yaml").write_text("method: {name: gtpo, weighting: seed_grpo, loss: dapo}")
+    assert sweep.choices() == ["weighting", "loss"]
     [plain] = sweep.experiments(["grpo"], [1], choices=sweep.choices())
-    assert plain.settings[:3] == ("method.name=grpo", "method.modulation=null", "method.loss=null")
-    kept = "method.modulation=seed_grpo"
+    assert plain.settings[:3] == ("method.name=grpo", "method.weighting=null", "method.loss=null")
+    kept = "method.weighting=seed_grpo"
     [modulated] = sweep.experiments(["grpo"], [1], [kept], choices=sweep.choices())
     assert modulated.settings[1] == "method.loss=null"
     assert modulated.settings[-1] == kept
@@ -213,7 +213,7 @@ def test_a_sweep_compares_methods_without_what_params_take_from_others(checkout:
 
     apply_overrides(checkout / "params.yaml", list(plain.settings[:3]))
     method = yaml.safe_load((checkout / "params.yaml").read_text())["method"]
-    assert method == {"name": "grpo", "modulation": None, "loss": None}
+    assert method == {"name": "grpo", "weighting": None, "loss": None}
 
 
 def test_sweep_needs_a_commit_and_says_what_is_uncommitted(checkout: Path) -> None:

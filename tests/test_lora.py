@@ -14,25 +14,33 @@ from entrograd.errors import InputError
 from entrograd.models.forward import completion_logprobs
 from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.pipeline.sections import Params
-from entrograd.train import step
+from entrograd.train import forward_backward, step
 from entrograd.train.lora import add_adapters
 from entrograd.train.optimizer import Optimizer
-from entrograd.train.params import Lora
+from entrograd.train.params import Lora, TrainOfflineParams
 from entrograd.train.params import Optimizer as OptimizerParams
-from entrograd.train.setup import Policy
+from entrograd.train.policy import Policy
 from golden.make import SETTINGS, batch, choose, float64_model
 from helpers.training import RUNS, Killed, params, stop_at
 
 LORA = Lora(rank=4, alpha=6)
 
 
+def adapted(
+    path: Path, dtype: str = "float32", optimizer: OptimizerParams | None = None, lora: Lora = LORA
+) -> Policy:
+    """A policy with adapters, for three updates."""
+    params = TrainOfflineParams.model_validate(
+        {"dtype": dtype, "device": "cpu", "lora": lora, "seed": 1, "optimizer": optimizer or {}}
+    )
+    return Policy.load(path, params, 3)
+
+
 def trained(path: Path, dtype: str = "float32", lora: Lora = LORA, lr: float = 0.01) -> Policy:
     """A policy with adapters after three updates of GRPO."""
-    policy = Policy(path, dtype, "cpu", OptimizerParams(lr=lr), 3, lora, seed=1)
+    policy = adapted(path, dtype, OptimizerParams(lr=lr), lora)
     for seed in range(3):
-        measured = step.train_step(
-            policy.model, policy.optimizer, choose("grpo"), batch(seed), SETTINGS
-        )
+        measured = step.train_step(policy, choose("grpo"), batch(seed), SETTINGS)
         assert measured["grad_norm"] > 0
     return policy
 
@@ -166,7 +174,7 @@ def test_any_division_of_the_batch_is_the_same_update(
     for shared in (True, False):
         for size in (12, 4, 1):
             parts = list(torch.arange(12).split(size))
-            monkeypatch.setattr(step, "micro_batches", lambda *_, parts=parts: parts)
+            monkeypatch.setattr(forward_backward, "micro_batches", lambda *_, parts=parts: parts)
             subject = float64_model(tiny_model)
             add_adapters(subject, LORA, seed=1)
             for name, weight in subject.named_parameters():
@@ -174,7 +182,9 @@ def test_any_division_of_the_batch_is_the_same_update(
                     torch.nn.init.normal_(weight, std=0.1, generator=torch.manual_seed(3))
             optimizer = Optimizer(subject, {}, OptimizerParams(lr=1e-3), 1)
             settings = replace(SETTINGS, share_prompts=shared)
-            measured = step.train_step(subject, optimizer, choose("gtpo"), batch(5), settings)
+            measured = step.train_step(
+                Policy(subject, optimizer), choose("gtpo"), batch(5), settings
+            )
             results.append((measured, optimizer.masters))
     first, weights = results[0]
     assert first["grad_norm"] > 0
@@ -188,10 +198,10 @@ def test_any_division_of_the_batch_is_the_same_update(
 
 def test_layers_computed_again_give_the_same_gradient(tiny_model: Path) -> None:
     options = OptimizerParams(gradient_checkpointing=True)
-    policy = Policy(tiny_model, "float32", "cpu", options, 1, LORA, seed=1)
-    measured = step.train_step(policy.model, policy.optimizer, choose("grpo"), batch(0), SETTINGS)
-    plain = Policy(tiny_model, "float32", "cpu", OptimizerParams(), 1, LORA, seed=1)
-    other = step.train_step(plain.model, plain.optimizer, choose("grpo"), batch(0), SETTINGS)
+    policy = adapted(tiny_model, optimizer=options)
+    measured = step.train_step(policy, choose("grpo"), batch(0), SETTINGS)
+    plain = adapted(tiny_model)
+    other = step.train_step(plain, choose("grpo"), batch(0), SETTINGS)
     assert measured["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
     assert measured["grad_norm"] > 0
 
@@ -243,8 +253,9 @@ def test_rounds_are_drawn_from_the_merged_weights(
     versions = []
     real = online.train_step
 
-    def after(model: Any, optimizer: Any, *rest: Any) -> dict[str, float]:
-        measured = real(model, optimizer, *rest)
+    def after(policy: Any, *rest: Any) -> dict[str, float]:
+        measured = real(policy, *rest)
+        model, optimizer = policy.model, policy.optimizer
         if optimizer.done % 2 == 0:  # two updates a round
             plain = load_model(tiny_model, "float32", "cpu")
             with torch.no_grad():

@@ -11,16 +11,24 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.methods import asr, dapo, empo, encore, grpo_s, gtpo, seed_grpo
-from entrograd.methods import high_entropy_tokens as minority
-from entrograd.methods.base import Batch, denominators
+from entrograd.methods.advantage import asr
+from entrograd.methods.advantage.grpo_s import GrpoS
+from entrograd.methods.advantage.gtpo import Gtpo
+from entrograd.methods.advantage.high_entropy_tokens import HighEntropyTokens
+from entrograd.methods.batch import Batch, denominators
 from entrograd.methods.diagnostics import diagnostics
-from entrograd.methods.options import overlong_penalty
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
-from entrograd.numerics.ratings import rating_entropy
+from entrograd.methods.reward.empo import Empo
+from entrograd.methods.reward.encore import Encore
+from entrograd.methods.reward.single import Single
+from entrograd.methods.semantic_entropy import group_entropy
+from entrograd.methods.weighting.seed_grpo import SeedGrpo
+from entrograd.numerics.overlong import overlong_penalty
+from entrograd.numerics.ratings import composed, rating_entropy, weights
+from entrograd.numerics.segments import change_segments, entropy_segments, segment_means
 from entrograd.params import check
-from entrograd.report.curves import METRICS
+from entrograd.report.curves import FIGURES
 from helpers.method_batches import assert_rows, group, ragged
 
 
@@ -99,8 +107,8 @@ class TestOverlongPenalty:
     def test_joins_the_reward(self) -> None:
         # lengths 4 and 3 with Lmax 4, Lc 2: penalties -1 and -.5
         batch = group([1, 1], entropies=[[1, 1, 1, 1], [1, 1, 1]])
-        params = dapo.Params(overlong_length=4, overlong_buffer=2)
-        assert dapo.compose_rewards(batch, params).tolist() == [0.0, 0.5]
+        composer = Single(overlong_length=4, overlong_buffer=2)
+        assert composer.rewards(batch).tolist() == [0.0, 0.5]
 
 
 class TestSeedGrpo:
@@ -110,9 +118,7 @@ class TestSeedGrpo:
 
     def test_equation_6(self) -> None:
         # SE .9996414; 1 / (1 + .0417 * .9996414 / ln 4) = .9708084; times +-.5
-        assert seed_grpo.modulate(self.batch, seed_grpo.Params())[0].item() == pytest.approx(
-            0.9708084, abs=1e-7
-        )
+        assert SeedGrpo().weights(self.batch)[0].item() == pytest.approx(0.9708084, abs=1e-7)
         assert_rows(
             choose("seed_grpo").advantages(self.batch),
             self.batch,
@@ -123,7 +129,7 @@ class TestSeedGrpo:
     def test_mean_logprob_is_length_normalised(self) -> None:
         rows = [[-0.1], [-0.1, -0.3], [-0.2, -0.4, -0.3], [-0.4]]
         batch = group([1, 1, 0, 0], old_logprobs=rows, cluster_ids=[0, 0, 1, 2])
-        assert seed_grpo.group_entropy(batch, "rao")[0].item() == pytest.approx(0.9996414, abs=1e-7)
+        assert group_entropy(batch, "rao")[0].item() == pytest.approx(0.9996414, abs=1e-7)
 
     # x = .5: 1-.5; e^-.5; (1-.5)^2; 1/1.5. x = 2: 0; e^-2; 0; 1/3
     @pytest.mark.parametrize(
@@ -137,21 +143,21 @@ class TestSeedGrpo:
     )
     def test_decay(self, f: Any, half: float, two: float) -> None:
         x = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
-        found = seed_grpo.decay(x, seed_grpo.Params(f=f)).tolist()
+        found = SeedGrpo(f=f).decay(x).tolist()
         assert found == pytest.approx([1.0, half, two], abs=1e-7)
 
     def test_one_cluster_is_exactly_one(self) -> None:
         batch = group([1, 0, 1], old_logprobs=[[-0.1], [-0.7], [-0.3]], cluster_ids=[4, 4, 4])
-        assert seed_grpo.modulate(batch, seed_grpo.Params()).tolist() == [1.0] * 3
+        assert SeedGrpo().weights(batch).tolist() == [1.0] * 3
 
     def test_a_group_of_one_is_exactly_one(self) -> None:
         batch = group([1], old_logprobs=[[-0.1]], cluster_ids=[0])
-        assert seed_grpo.modulate(batch, seed_grpo.Params(alpha=5.0)).tolist() == [1.0]
+        assert SeedGrpo(alpha=5.0).weights(batch).tolist() == [1.0]
 
     def test_default_multiplier_stays_above_0_96(self) -> None:
         batch = group([1, 0], old_logprobs=[[-0.1], [-0.1]], cluster_ids=[0, 1])
         # the largest entropy: 1 / 1.0417 = .9599693
-        assert seed_grpo.modulate(batch, seed_grpo.Params())[0].item() == pytest.approx(0.9599693)
+        assert SeedGrpo().weights(batch)[0].item() == pytest.approx(0.9599693)
 
     @pytest.mark.parametrize("estimator", ["rao", "discrete", "paper"])
     def test_groups_of_any_size_side_by_side(self, estimator: Any) -> None:
@@ -161,7 +167,7 @@ class TestSeedGrpo:
         ell = [-0.1, -0.9, -0.6, -0.2, -1.3, -0.4, -0.8, -0.3, -0.7, -0.5, -2.0]
         batch = group([0] * 11, old_logprobs=[[value] for value in ell], cluster_ids=clusters)
         batch = replace(batch, groups=torch.tensor(groups))
-        found = seed_grpo.modulate(batch, seed_grpo.Params(alpha=0.7, estimator=estimator))
+        found = SeedGrpo(alpha=0.7, estimator=estimator).weights(batch)
         for i, own in enumerate(groups):
             members = [k for k, g in enumerate(groups) if g == own]
             weight = {k: 1.0 if estimator == "discrete" else math.exp(ell[k]) for k in members}
@@ -189,13 +195,13 @@ class TestGtpoEquation3And5:
     def test_correct_completions(self) -> None:
         # 1 + .1 * 3/4 * 2 = 1.15; 1 + .1 * 1/4 * 2 = 1.05
         batch = group([1, 1], [[3, 1], [1, 3]])
-        found = gtpo.shaped_rewards(batch, gtpo.Params())
+        found = Gtpo().shaped_rewards(batch)
         assert_rows(found, batch, [[1.15, 1.05], [1.05, 1.15]], 1e-12)
 
     def test_incorrect_completions(self) -> None:
         # 1/4 and 1: -1 - .1 * (.25 / 1.25) * 2 = -1.04; -1 - .1 * (1 / 1.25) * 2 = -1.16
         batch = group([0, 0], [[4, 1], [1, 4]])
-        found = gtpo.shaped_rewards(batch, gtpo.Params())
+        found = Gtpo().shaped_rewards(batch)
         assert_rows(found, batch, [[-1.04, -1.16], [-1.16, -1.04]], 1e-12)
 
     def test_ragged_group(self) -> None:
@@ -206,11 +212,11 @@ class TestGtpoEquation3And5:
             [-1.022222, -1.177778, -1.1],
             [-1.177778, -1.022222],
         ]
-        assert_rows(gtpo.shaped_rewards(batch, gtpo.Params()), batch, expected, 1e-6)
+        assert_rows(Gtpo().shaped_rewards(batch), batch, expected, 1e-6)
 
     def test_a1_plus_a2_of_one_conserves_each_step(self) -> None:
         batch = group([1, 1, 0, 0], ENTROPIES)
-        shaped = gtpo.shaped_rewards(batch, gtpo.Params(a1=0.7, a2=0.3))
+        shaped = Gtpo(a1=0.7, a2=0.3).shaped_rewards(batch)
         # running: O+ 2, 2, 1; O- 2, 2, 1
         assert shaped[:2].sum(0).tolist() == pytest.approx([2, 2, 1])
         assert shaped[2:].sum(0).tolist() == pytest.approx([-2, -2, -1])
@@ -218,28 +224,28 @@ class TestGtpoEquation3And5:
     def test_reward_enters_as_it_is(self) -> None:
         # .5 + .1 * 2/3 * 2 and 1 + .1 * 1/3 * 2
         batch = group([0.5, 1], [[2], [1]])
-        found = gtpo.shaped_rewards(batch, gtpo.Params())
+        found = Gtpo().shaped_rewards(batch)
         assert_rows(found, batch, [[0.6333333], [1.0666667]], 1e-7)
 
     def test_zero_entropy_counts_as_1e_8(self) -> None:
         # O-: 1/H = 1e8 and 1: the confident one takes the whole share: -1 - .1 * 2
         batch = group([0, 0], [[0], [1]])
-        assert_rows(gtpo.shaped_rewards(batch, gtpo.Params()), batch, [[-1.2], [-1.0]], 1e-6)
+        assert_rows(Gtpo().shaped_rewards(batch), batch, [[-1.2], [-1.0]], 1e-6)
         batch = group([1, 1], [[0], [0]])
-        assert_rows(gtpo.shaped_rewards(batch, gtpo.Params()), batch, [[1.1], [1.1]], 1e-12)
+        assert_rows(Gtpo().shaped_rewards(batch), batch, [[1.1], [1.1]], 1e-12)
 
     def test_the_floor_is_1e_8_and_no_more(self) -> None:
         # O-: 1/H = 1e8 and 1e7: shares 20/11 and 2/11
         batch, expected = group([0, 0], [[0], [1e-7]]), [-1 - 2 / 11, -1 - 0.2 / 11]
-        found = gtpo.shaped_rewards(batch, gtpo.Params())
+        found = Gtpo().shaped_rewards(batch)
         assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-9)
-        found = grpo_s.shaped_rewards(batch, grpo_s.Params())
+        found = GrpoS().shaped_rewards(batch)
         assert found.tolist() == pytest.approx(expected, abs=1e-9)
 
     def test_clamp(self) -> None:
         # 3 and 1 clamped to [1.5, 2]: 1 + .1 * 2/3.5 * 2 and 1 + .1 * 1.5/3.5 * 2
         batch = group([1, 1], [[3], [1]])
-        found = gtpo.shaped_rewards(batch, gtpo.Params(entropy_low=1.5, entropy_high=2.0))
+        found = Gtpo(entropy_low=1.5, entropy_high=2.0).shaped_rewards(batch)
         assert_rows(found, batch, [[1.1142857], [1.0857143]], 1e-7)
 
 
@@ -278,7 +284,7 @@ class TestGtpoEquation6:
         assert_rows(chosen.advantages(self.batch), self.batch, expected)
 
     def test_default_is_with_zeros(self) -> None:
-        assert gtpo.Params().normalization == "with_zeros"
+        assert Gtpo().normalization == "with_zeros"
 
     def test_own_set_cancels_a1_and_a2(self) -> None:
         def advantages(a1: float, a2: float) -> Tensor:
@@ -305,7 +311,7 @@ def correct_and_wrong(right: list[int], wrong: list[int], seed: int, **columns: 
 class TestGtpoSigns:
     """Reading with_zeros: which correct tokens come out positive, exactly."""
 
-    params = gtpo.Params()
+    estimator = Gtpo()
     bound = 1.0 / 1.1  # a1 / (a1 + a2)
 
     @pytest.mark.parametrize("wrong", [1, 3, 7, 9, 10, 11, 30, 100])
@@ -313,7 +319,7 @@ class TestGtpoSigns:
     def test_rewards_of_0_and_1(self, wrong: int, seed: int) -> None:
         """50 + 50 correct tokens: all positive iff n / N <= 10/11, which 10 wrong ones make."""
         batch = correct_and_wrong([50, 50], [wrong], seed)
-        advantages = gtpo.advantages(batch, self.params)
+        advantages = self.estimator.advantages(batch)
         assert batch.entropies is not None
         entropies = batch.entropies[:2, :50]
         share = 2 * entropies / entropies.sum(0)  # Eq. 3, both running at every step
@@ -326,7 +332,7 @@ class TestGtpoSigns:
 
     def test_nine_in_a_hundred_are_negative_beside_seven_wrong_tokens(self) -> None:
         batch = correct_and_wrong([50, 50], [7], 0)
-        negative = gtpo.advantages(batch, self.params)[:2, :50] < 0
+        negative = self.estimator.advantages(batch)[:2, :50] < 0
         assert 0.05 < float(negative.double().mean()) < 0.2
 
     def test_wrong_tokens_where_they_are_many(self) -> None:
@@ -335,13 +341,13 @@ class TestGtpoSigns:
             batch = correct_and_wrong([right], [50, 50], 0)
             for reward in (1.0, 0.3):
                 rewards = torch.tensor([reward, 0.0, 0.0], dtype=torch.float64)
-                found = gtpo.advantages(replace(batch, rewards=rewards), self.params)[1:, :50]
+                found = self.estimator.advantages(replace(batch, rewards=rewards))[1:, :50]
                 assert bool((found < 0).all()) == all_negative
 
     def test_unequal_rewards(self) -> None:
         # R+ .2 + .1 and 1 + .1, a zero: mean 1.4 / 3 = .46667, var .21556: -.16667 / .46428
         batch = group([0.2, 1, 0], [[1], [1], [1]])
-        found = gtpo.advantages(batch, self.params)[:, 0].tolist()
+        found = self.estimator.advantages(batch)[:, 0].tolist()
         assert found[0] == pytest.approx(-0.35898, abs=1e-5)
         assert found[1] > 0 > found[2]
 
@@ -353,7 +359,7 @@ class TestGtpoSigns:
         rewards[4:] = 0.0
         lengths = torch.randint(1, 9, (6,), generator=draw).tolist()
         batch = correct_and_wrong(lengths[:4], lengths[4:], seed, rewards=rewards)
-        advantages, mask = gtpo.advantages(batch, self.params), batch.completion_mask
+        advantages, mask = self.estimator.advantages(batch), batch.completion_mask
         n, total = sum(lengths[:4]), sum(lengths)
         earned = sum(r * length for r, length in zip(rewards.tolist(), lengths, strict=True))
         for i in range(4):
@@ -367,7 +373,7 @@ class TestGrpoS:
     def test_equation_9(self) -> None:
         # Hbar O+ 2, 1: 1 + .1 * 2/3 * 2; O- .5, 2 -> 2, .5: -1 - .1 * 2/2.5 * 2
         expected = [1.133333, 1.066667, -1.16, -1.04]
-        found = grpo_s.shaped_rewards(self.batch, grpo_s.Params())
+        found = GrpoS().shaped_rewards(self.batch)
         assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
     def test_advantage(self) -> None:
@@ -400,7 +406,7 @@ class TestHighEntropyTokens:
     def test_cut(self) -> None:
         # entropies 1..10: the .8-quantile is 8.2, so 9 and 10 stay
         batch = group([1, 0], [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
-        kept = minority.kept_tokens(batch, 0.2)
+        kept = HighEntropyTokens(share=0.2).kept_tokens(batch)
         assert kept.tolist() == [[False] * 5, [False, False, False, True, True]]
 
     def test_denominator_is_all_tokens(self) -> None:
@@ -415,21 +421,17 @@ class TestHighEntropyTokens:
 class TestEmpo:
     def test_shares(self) -> None:
         batch = group([0] * 5, cluster_ids=[0, 0, 0, 1, 2], answered=torch.ones(5).bool())
-        shares = empo.compose_rewards(batch, empo.Params()).tolist()
+        shares = Empo().rewards(batch).tolist()
         assert shares == pytest.approx([0.6, 0.6, 0.6, 0.2, 0.2])
 
     def test_entropy_of_the_example(self) -> None:
         batch = group([0] * 5, cluster_ids=[0, 0, 0, 1, 2])
-        assert seed_grpo.group_entropy(batch, "discrete")[0].item() == pytest.approx(
-            0.9502705, abs=1e-7
-        )
+        assert group_entropy(batch, "discrete")[0].item() == pytest.approx(0.9502705, abs=1e-7)
 
     def test_empty_answer_earns_nothing(self) -> None:
         answered = torch.tensor([True, True, False])
         batch = group([0] * 3, cluster_ids=[0, 0, 2], answered=answered)
-        assert empo.compose_rewards(batch, empo.Params()).tolist() == pytest.approx(
-            [2 / 3, 2 / 3, 0]
-        )
+        assert Empo().rewards(batch).tolist() == pytest.approx([2 / 3, 2 / 3, 0])
 
     def test_needs_to_know_what_was_answered(self) -> None:
         with pytest.raises(InputError, match="answered"):
@@ -450,7 +452,7 @@ class TestEncore:
         ],
     )
     def test_weights(self, tau: float, expected: list[float]) -> None:
-        assert encore.weights(self.entropies, tau).tolist() == pytest.approx(expected, abs=1e-6)
+        assert weights(self.entropies, tau).tolist() == pytest.approx(expected, abs=1e-6)
 
     def test_entropy_of_ratings(self) -> None:
         # one value 0; two equally often ln 2; five ln 5
@@ -464,25 +466,23 @@ class TestEncore:
 
     def test_composed_reward(self) -> None:
         names = ("a", "b", "c")
-        params = encore.Params(entropies=dict(zip(names, self.entropies.tolist(), strict=True)))
+        composer = Encore(entropies=dict(zip(names, self.entropies.tolist(), strict=True)))
         batch = group([0], reward_heads=[[0.75, 0.5, 1.0]], head_names=names)
-        found = encore.compose_rewards(batch, params).item()
+        found = composer.rewards(batch).item()
         assert found == pytest.approx(0.7198405, abs=1e-6)
 
     def test_log_base(self) -> None:
         # in bits H is larger by 1 / ln 2: the same as tau * ln 2
-        bits = encore.Params(entropies={"a": 0.0, "b": 1.0}, log_base=2.0, tau=2.0)
-        nats = encore.Params(entropies={"a": 0.0, "b": 1.0}, tau=2.0 * math.log(2))
-        assert torch.allclose(
-            encore.head_weights(bits, ("a", "b")), encore.head_weights(nats, ("a", "b"))
-        )
+        bits = Encore(entropies={"a": 0.0, "b": 1.0}, log_base=2.0, tau=2.0)
+        nats = Encore(entropies={"a": 0.0, "b": 1.0}, tau=2.0 * math.log(2))
+        assert bits.head_weights(("a", "b")) == pytest.approx(nats.head_weights(("a", "b")))
 
     def test_fitted_once_on_the_data_set(self) -> None:
         measured = {"a": math.log(2), "b": 0.0}
-        assert choose("encore").fitted(measured).params["encore"].entropies == measured
+        assert choose("encore").fitted(measured).reward.entropies == measured
         given = choose("encore", encore={"entropies": {"a": 0.0, "b": 0.0}})
-        assert given.fitted(measured).params["encore"].entropies == {"a": 0, "b": 0}
-        assert choose("grpo").fitted(measured).params["encore"].entropies == {}
+        assert given.fitted(measured).reward.entropies == {"a": 0, "b": 0}
+        assert choose("grpo").fitted(measured) == choose("grpo")
 
     def test_heads_that_do_not_fit_are_refused_before_any_completion(self) -> None:
         chosen = choose("encore").fitted({"a": 0.1, "b": 0.2})
@@ -494,7 +494,7 @@ class TestEncore:
             weighed.check_heads(("b",))
 
     def test_without_heads_there_is_nothing_to_add_up(self) -> None:
-        assert encore.composed(torch.zeros(2, 0), []).tolist() == [0.0, 0.0]
+        assert composed(torch.zeros(2, 0), []).tolist() == [0.0, 0.0]
 
     def test_unmeasured_heads_are_an_error(self) -> None:
         batch = group([0, 1], reward_heads=[[0.5], [1.0]], head_names=("a",))
@@ -515,7 +515,7 @@ class TestEqualRatings:
         drawn = dict(zip(names, torch.rand(count, generator=draw).tolist(), strict=True))
         key = {"encore": "entropies", "weighted": "weights"}[name]
         batch = replace(group([0.0] * size), reward_heads=ratings, head_names=names)
-        chosen = choose(name, **{name: {key: drawn, "epsilon": 0.0}})
+        chosen = choose(name, **{name: {key: drawn}, "grpo": {"epsilon": 0.0}})
         rewards = chosen.rewarded(batch).rewards
         assert (rewards == rewards[0]).all()
         assert not chosen.advantages(batch).any()
@@ -523,13 +523,16 @@ class TestEqualRatings:
     def test_sums_that_differ_in_binary_alone_are_equal(self) -> None:
         # .1 + .2 and .3: without it the z-score would make +-.707 of 5e-17
         batch = group([0, 0], reward_heads=[[1, 1, 0], [0, 0, 1]], head_names=("a", "b", "c"))
-        block = {"weights": {"a": 0.1, "b": 0.2, "c": 0.3}, "epsilon": 0.0}
-        assert not choose("weighted", weighted=block).advantages(batch).any()
-        for credit in ("dr_grpo", "gtpo", "grpo_s"):
+        block = {"weights": {"a": 0.1, "b": 0.2, "c": 0.3}}
+        exact = choose("weighted", weighted=block, grpo={"epsilon": 0.0})
+        assert not exact.advantages(batch).any()
+        for advantage in ("dr_grpo", "gtpo", "grpo_s"):
             whole = replace(
                 batch, rewards=torch.ones(2).double(), entropies=torch.ones(2, 1).double()
             )
-            assert not choose("weighted", credit=credit, weighted=block).advantages(whole).any()
+            assert (
+                not choose("weighted", advantage=advantage, weighted=block).advantages(whole).any()
+            )
 
 
 class TestWeighted:
@@ -538,7 +541,7 @@ class TestWeighted:
     def test_sum(self) -> None:
         # 1 * 1 + 2 * .25 and 0 + 0
         chosen = choose("weighted", weighted={"weights": {"reward": 1.0, "b": 2.0}})
-        found = chosen.reward.compose_rewards(self.batch, chosen.params["weighted"])
+        found = chosen.reward.rewards(self.batch)
         assert found.tolist() == [1.5, 0.0]
 
     def test_unknown_head(self) -> None:
@@ -559,22 +562,22 @@ class TestAsr:
 
     def test_entropy_cutoff(self) -> None:
         entropies = torch.tensor([[0.1, 2.5, 0.3, 0.2, 3.0, 0.1]])
-        found = asr.entropy_segments(entropies, torch.ones(1, 6).bool(), 2.0)
+        found = entropy_segments(entropies, torch.ones(1, 6).bool(), 2.0)
         assert found.tolist() == [[0, 0, 1, 1, 1, 2]]
 
     def test_change_segments(self) -> None:
         scores = torch.tensor([[0.1, 0.2, 0.9, 0.8, -0.1, -0.2]])
         mask = torch.ones(1, 6).bool()
         # a jump of .7 before the third, a new sign (and a jump) before the fifth
-        assert asr.change_segments(scores, mask, 0.5, 0.0, 1).tolist() == [[0, 0, 1, 1, 2, 2]]
+        assert change_segments(scores, mask, 0.5, 0.0, 1).tolist() == [[0, 0, 1, 1, 2, 2]]
         # at least three long: the cut before the third comes too early, the one before the fifth
         # would leave two
-        assert asr.change_segments(scores, mask, 0.5, 0.0, 3).tolist() == [[0] * 6]
+        assert change_segments(scores, mask, 0.5, 0.0, 3).tolist() == [[0] * 6]
 
     def test_segment_means_with_their_masked_rest(self) -> None:
         scores = torch.tensor([[1.0, 3.0, -2.0], [5.0, math.nan, math.nan]])
         mask = torch.tensor([[True] * 3, [True, False, False]])
-        found = asr.segment_means(
+        found = segment_means(
             torch.where(mask, scores, 0.0), mask, torch.tensor([[0, 0, 1], [0, 0, 0]])
         )
         assert found.tolist() == [[2.0, 2.0, -2.0], [5.0, 0.0, 0.0]]
@@ -661,8 +664,8 @@ class TestDiagnostics:
         batch = replace(batch, groups=torch.tensor([0, 0, 1, 1]))
         chosen = choose("seed_grpo")
         found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
-        assert found["modulation_min"] == pytest.approx(0.9599693, abs=1e-7)
-        assert found["modulation_mean"] == pytest.approx((1 + 0.9599693) / 2, abs=1e-7)
+        assert found["weighting_min"] == pytest.approx(0.9599693, abs=1e-7)
+        assert found["weighting_mean"] == pytest.approx((1 + 0.9599693) / 2, abs=1e-7)
 
     def test_plain_numbers_of_a_step(self) -> None:
         # entropies 1, 2, .. 5 in two groups of two and one; log-ratio -2 on one token
@@ -731,15 +734,15 @@ class TestDiagnostics:
             cluster_ids=[0, 0, 1, 2],
         )
         measured: set[str] = set()
-        for loss in ("gtpo", "cispo"):
-            chosen = choose("gtpo", modulation="seed_grpo", loss=loss)
+        for loss in ("dapo", "cispo"):
+            chosen = choose("gtpo", weighting="seed_grpo", loss=loss)
             advantages = chosen.advantages(batch)
             measured |= set(diagnostics(chosen, batch, batch.old_logprobs, advantages))
-        drawn = {column for metric in METRICS for column in metric.columns}
-        assert drawn - measured == {"loss", "grad_norm"}  # the step's own
+        drawn = {column for figure in FIGURES for column in figure.columns}
+        assert drawn - measured == {"loss", "grad_norm", "heldout_accuracy"}  # not the batch's
 
     def test_semantic_entropy_and_multiplier(self) -> None:
         batch, chosen = TestSeedGrpo.batch, choose("seed_grpo")
         found = diagnostics(chosen, batch, batch.old_logprobs, chosen.advantages(batch))
         assert found["semantic_entropy"] == pytest.approx(0.9996414, abs=1e-7)
-        assert found["modulation_mean"] == pytest.approx(0.9708084, abs=1e-7)
+        assert found["weighting_mean"] == pytest.approx(0.9708084, abs=1e-7)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from entrograd.methods import asr
-from entrograd.methods.base import Batch, denominators
+from entrograd.methods.advantage import asr
+from entrograd.methods.batch import Batch, denominators
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
@@ -21,6 +21,7 @@ from entrograd.numerics.segments import change_segments
 from entrograd.params import check
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
+from entrograd.train.policy import Policy
 from entrograd.train.step import train_step
 from golden.make import SETTINGS, batch, choose, float64_model
 from helpers.method_batches import assert_rows, group, pad
@@ -32,9 +33,10 @@ def scored(rewards: list[float], scores: list[list[float]], **columns: Any) -> B
     return replace(built, token_scores=pad(scores))
 
 
-def chosen(loss: str = "asr", **block: Any) -> Any:
+def chosen(loss: str = "grpo", kl_coefficient: float = 0.0, **block: Any) -> Any:
     block = {"source": "reward_model", "segmentation": "token", "epsilon": 0.0, **block}
-    return recipe(check(MethodParams, {"name": "asr", "loss": loss, "asr": block}, "method"))
+    blocks = {"asr": block, loss: {"kl_coefficient": kl_coefficient}}
+    return recipe(check(MethodParams, {"name": "asr", "loss": loss, **blocks}, "method"))
 
 
 class TestCuts:
@@ -54,9 +56,9 @@ class TestCuts:
         rows = [[-1.0, -1.0, -1.0]]
         one = group([1], old_logprobs=rows, ref_logprobs=[[-1.1, -1.25, -1.25]])
         for beta, cuts in ((0.5, [[0, 0, 0]]), (1.0, [[0, 1, 1]])):
-            params = asr.Params(beta=beta, delta=0.1, min_length=1)
-            assert asr.segments(one, params).tolist() == cuts
-            assert asr.token_scores(one, params)[0].tolist() == pytest.approx(
+            estimator = asr.Asr(beta=beta, delta=0.1, min_length=1)
+            assert estimator.segments(one).tolist() == cuts
+            assert estimator.token_scores(one)[0].tolist() == pytest.approx(
                 [0.1 * beta, 0.25 * beta, 0.25 * beta]
             )
 
@@ -112,7 +114,7 @@ class TestDenominator:
         ("loss", "first", "second"),
         [
             # (-a/1 + a/1) / 2 completions; (-2a/2 + a) / 2
-            ("asr", 0.0, 0.0),
+            ("grpo", 0.0, 0.0),
             # (-a + a) / 2 tokens kept; (-2a + a) / 3
             ("dapo", 0.0, -a / 3),
             # L stays: (-a + a) / (2 * 10); (-2a + a) / 20
@@ -127,7 +129,7 @@ class TestDenominator:
         ("loss", "first"),
         [
             # (-a/4 + a) / 2; (-a + a) / 5; (-a + a) / 20
-            ("asr", 0.375 * a),
+            ("grpo", 0.375 * a),
             ("dapo", 0.0),
             ("dr_grpo", 0.0),
         ],
@@ -161,7 +163,7 @@ class TestDenominator:
 
 
 @pytest.mark.parametrize("budget", [7, 60, 100000])
-@pytest.mark.parametrize("loss", ["asr", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
 def test_a_step_divides_by_what_the_whole_batch_keeps(
     loss: str, budget: int, tiny_model: Path
 ) -> None:
@@ -173,7 +175,7 @@ def test_a_step_divides_by_what_the_whole_batch_keeps(
     flat = completion_logprobs(subject, built.prompt_ids, built.completion_ids, 1.0)[0].detach()
     optimizer = Optimizer(subject, {}, OptimizerParams(lr=1e-3), 1)
     settings = replace(SETTINGS, token_budget=budget)
-    found = train_step(subject, optimizer, method, built, settings)["loss"]
+    found = train_step(Policy(subject, optimizer), method, built, settings)["loss"]
     rows, place = built.batch, 0
     advantages = choose("grpo").advantages(rows)
     per_row, kept_count, silent = [], 0, 0
@@ -190,7 +192,7 @@ def test_a_step_divides_by_what_the_whole_batch_keeps(
         per_row.append(terms)
     sums = sum(map(sum, per_row))
     expected = {
-        "asr": sum(sum(terms) / max(len(terms), 1) for terms in per_row) / len(per_row),
+        "grpo": sum(sum(terms) / max(len(terms), 1) for terms in per_row) / len(per_row),
         "dapo": sums / (kept_count + silent),
         "dr_grpo": sums / (len(per_row) * SETTINGS.max_length),
     }[loss]

@@ -14,20 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.methods.base import (
-    COMPLETION_COLUMNS,
-    TOKEN_COLUMNS,
-    Batch,
-    Recipe,
-    denominators,
-)
+from entrograd.methods.batch import COMPLETION_COLUMNS, TOKEN_COLUMNS, Batch, denominators
+from entrograd.methods.components import AdvantageEstimator, RewardComposer
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.methods.params import MethodParams
-from entrograd.methods.registry import METHODS, PLAIN, recipe
+from entrograd.methods.presets import CHOICES, COMPONENTS, PRESETS
+from entrograd.methods.recipe import Recipe
+from entrograd.methods.registry import component, recipe
 from entrograd.params import check
 from helpers.method_batches import HEADS, make_batch
 
-EVERY = pytest.mark.parametrize("name", list(METHODS))
+EVERY = pytest.mark.parametrize("name", list(PRESETS))
 MAX_LENGTH = 9
 
 
@@ -91,7 +88,7 @@ class TestInvariants:
             column: torch.where(mask, getattr(batch, column), 1e30) for column in TOKEN_COLUMNS
         }
         other = replace(batch, **garbage)
-        chosen = choose(name, **{name: {**HEADS.get(name, {}), **OPTIONS}})
+        chosen = choose(name, **{PRESETS[name].loss: OPTIONS})
         now = current(batch)
         loss, gradient = loss_and_gradient(chosen, batch, now)
         filled = torch.where(mask, now.detach(), math.inf).requires_grad_()
@@ -104,7 +101,7 @@ class TestInvariants:
 
     def test_2_micro_batches_add_up(self, name: str) -> None:
         batch = make_batch(2)
-        chosen = choose(name, **{name: {**HEADS.get(name, {}), **OPTIONS}})
+        chosen = choose(name, **{PRESETS[name].loss: OPTIONS})
         now = current(batch)
         whole = loss_and_gradient(chosen, batch, now)
         rows = torch.randperm(13, generator=torch.Generator().manual_seed(0)).tolist()
@@ -192,8 +189,7 @@ class TestInvariants:
         ratios = ratios * torch.tensor([1.0, 1.00005, 1.0001], dtype=torch.float64)
         advantages = torch.tensor([[1.0], [-0.5], [0.7], [-1.2], [0.9], [-0.3]]).double()
         advantages = advantages.expand(6, 3)
-        kl = {name: {**HEADS.get(name, {}), "kl_coefficient": 0.2}}
-        chosen = choose(name, **kl)
+        chosen = choose(name, **{PRESETS[name].loss: {"kl_coefficient": 0.2}})
         now = (batch.old_logprobs + ratios.log()).requires_grad_()
         mask, counts = batch.completion_mask, denominators(batch, MAX_LENGTH)
         reference = batch.require("ref_logprobs")
@@ -309,18 +305,16 @@ class TestInvariant5Reductions:
         assert gradient.any()
         assert close(gradient, loss_and_gradient(choose("dapo"), self.batch, now)[1])
 
-    @pytest.mark.parametrize("loss", ["asr", "dapo", "dr_grpo"])
+    @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
     @pytest.mark.parametrize("keep", [False, True])
-    def test_asr_that_keeps_every_token_is_its_credit_unmasked(self, loss: str, keep: bool) -> None:
+    def test_asr_that_keeps_every_token_is_grpo(self, loss: str, keep: bool) -> None:
         options = {"kl_coefficient": 0.1}
         signs = choose("grpo").advantages(self.batch).sign()
         batch = replace(self.batch, token_scores=signs)
         block = {"source": "reward_model", "keep_denominator": keep}
-        blocks = {"asr": block, loss: {**(block if loss == "asr" else {}), **options}}
-        plain = "grpo" if loss == "asr" else loss
         self.same(
-            choose("asr", loss=loss, **blocks),
-            choose("grpo", loss=plain, **{plain: options}),
+            choose("asr", loss=loss, **{"asr": block, loss: options}),
+            choose("grpo", loss=loss, **{loss: options}),
             batch,
         )
 
@@ -333,7 +327,7 @@ class TestInvariant5Reductions:
         batch = replace(
             batch, rewards=rewards, cluster_ids=rewards.long(), answered=torch.ones(8).bool()
         )
-        self.same(choose("empo", empo={"epsilon": 0}), choose("grpo", grpo={"epsilon": 0}), batch)
+        self.same(choose("empo", grpo={"epsilon": 0}), choose("grpo", grpo={"epsilon": 0}), batch)
 
     def test_every_token_kept_is_dapo(self) -> None:
         self.same(choose("high_entropy_tokens", high_entropy_tokens={"share": 1}), choose("dapo"))
@@ -357,46 +351,35 @@ class TestInvariant5Reductions:
         self.same(choose("grpo", grpo={"importance_sampling": "truncated"}), choose("grpo"), batch)
 
     def test_words_for_nothing(self) -> None:
-        self.same(choose("seed_grpo", modulation="none"), choose("dr_grpo"))
+        self.same(choose("seed_grpo", weighting="none"), choose("dr_grpo"))
         self.same(choose("empo", reward="single"), choose("grpo"))
 
 
-def distinct(choice: str, part: str) -> list[str]:
-    """The first method of each function that the registry offers for a choice."""
-    found: dict[Any, str] = {}
-    for name, method in METHODS.items():
-        found.setdefault(getattr(method, part), name)
-    return [f"{PLAIN[choice]}" if name == "grpo" and choice in PLAIN else name
-            for name in found.values()]  # fmt: skip
-
-
-REWARDS = distinct("reward", "compose_rewards")
-CREDITS = distinct("credit", "advantages")
-MODULATIONS = distinct("modulation", "modulate")
-LOSSES = list({(m.policy_loss, m.aggregate): n for n, m in reversed(METHODS.items())}.values())
-COMBINATIONS = list(itertools.product(REWARDS, CREDITS, MODULATIONS, LOSSES))
-LABEL_FREE = {name for name, method in METHODS.items() if method.label_free}
-BY_CORRECTNESS = {name for name, method in METHODS.items() if method.by_correctness}
+REWARDS, ADVANTAGES, WEIGHTINGS, LOSSES = (list(COMPONENTS[choice]) for choice in CHOICES)
+COMBINATIONS = list(itertools.product(REWARDS, ADVANTAGES, WEIGHTINGS, LOSSES))
+LABEL_FREE = {name for name in REWARDS if component(RewardComposer, name).label_free}
+BY_CORRECTNESS = {n for n in ADVANTAGES if component(AdvantageEstimator, n).by_correctness}
 UNLABELLED = [c for c in COMBINATIONS if c[0] in LABEL_FREE and c[1] in BY_CORRECTNESS]
 
 
 def test_the_combinations_are_those_of_the_registry() -> None:
-    """Those of the methods shipped here; a new method's join them."""
-    assert {"single", "dapo", "empo", "encore", "weighted"} <= set(REWARDS)
-    assert {"grpo", "dr_grpo", "high_entropy_tokens", "gtpo", "grpo_s", "asr"} <= set(CREDITS)
-    assert {"none", "seed_grpo"} <= set(MODULATIONS)
+    """Those of the components shipped here; a new one joins them."""
+    assert {"single", "empo", "encore", "weighted"} <= set(REWARDS)
+    assert {"grpo", "dr_grpo", "high_entropy_tokens", "gtpo", "grpo_s", "asr"} <= set(ADVANTAGES)
+    assert {"none", "seed_grpo"} <= set(WEIGHTINGS)
     assert {"grpo", "dapo", "dr_grpo", "gspo", "cispo", "grpo_s"} <= set(LOSSES)
     assert {("empo", "gtpo"), ("empo", "grpo_s")} == {c[:2] for c in UNLABELLED}
 
 
 def mix(combination: tuple[str, str, str, str], **blocks: Any) -> Recipe:
-    keys = ("reward", "credit", "modulation", "loss")
-    return choose("grpo", **dict(zip(keys, combination, strict=True)), **blocks)
+    return choose("grpo", **dict(zip(CHOICES, combination, strict=True)), **blocks)
 
 
 @pytest.mark.parametrize("combination", UNLABELLED)
-def test_unlabelled_rewards_refuse_labelled_credit(combination: tuple[str, str, str, str]) -> None:
-    with pytest.raises(InputError, match=r"method\.credit: .* no labels"):
+def test_unlabelled_rewards_refuse_labelled_advantages(
+    combination: tuple[str, str, str, str],
+) -> None:
+    with pytest.raises(InputError, match=r"method\.advantage: .* no labels"):
         mix(combination)
 
 

@@ -13,14 +13,11 @@ from entrograd.cli.main import main
 from entrograd.errors import InputError
 from entrograd.methods.explain.explain import cluster_ids, explain
 from entrograd.methods.params import MethodParams
-from entrograd.methods.registry import METHODS, recipe
+from entrograd.methods.presets import COMPONENTS, PRESETS
+from entrograd.methods.registry import recipe
 from entrograd.params import check
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
-PRESETS = [
-    *("grpo", "dapo", "dr_grpo", "gspo", "cispo", "high_entropy_tokens"),
-    *("empo", "seed_grpo", "gtpo", "grpo_s", "encore", "asr"),
-]
 
 
 def choose(**section: Any) -> Any:
@@ -28,18 +25,21 @@ def choose(**section: Any) -> Any:
 
 
 class TestRecipe:
-    def test_every_preset_is_its_own_four_choices(self) -> None:
-        assert set(PRESETS) <= set(METHODS)
-        for name, method in METHODS.items():
+    def test_every_preset_is_its_own_four_components(self) -> None:
+        assert {"grpo", "dapo", "dr_grpo", "gspo", "cispo", "high_entropy_tokens"} <= set(PRESETS)
+        assert {"empo", "seed_grpo", "gtpo", "grpo_s", "encore", "asr"} <= set(PRESETS)
+        for name, preset in PRESETS.items():
             chosen = choose(name=name)
-            assert method.name == name
-            assert {chosen.reward, chosen.credit, chosen.modulation, chosen.loss} == {method}
+            assert (chosen.name, chosen.title) == (name, name)
+            assert tuple(part.name for part in chosen.components) == preset
+            # the component that a method brings is called after it
+            assert name in preset
 
-    def test_four_choices_from_four_methods(self) -> None:
+    def test_four_components_of_four_methods(self) -> None:
         chosen = choose(
-            name="grpo", reward="encore", credit="gtpo", modulation="seed_grpo", loss="dapo"
+            name="grpo", reward="encore", advantage="gtpo", weighting="seed_grpo", loss="dapo"
         )
-        assert chosen.credit is METHODS["gtpo"]
+        assert [part.name for part in chosen.components] == ["encore", "gtpo", "seed_grpo", "dapo"]
         assert chosen.required_columns == {
             "reward_heads",
             "entropies",
@@ -47,11 +47,12 @@ class TestRecipe:
             "old_logprobs",
         }
 
-    def test_parameters_of_any_method_may_be_given(self) -> None:
-        chosen = choose(name="gtpo", gtpo={"a2": 0.3}, seed_grpo={"alpha": 1})
-        assert chosen.params["gtpo"].a2 == 0.3
-        assert chosen.params["gtpo"].a1 == 1.0
-        assert chosen.params["seed_grpo"].alpha == 1
+    def test_parameters_stand_under_the_components_name(self) -> None:
+        blocks = {"gtpo": {"a2": 0.3}, "seed_grpo": {"alpha": 1}}
+        chosen = choose(name="gtpo", weighting="seed_grpo", **blocks)
+        assert chosen.advantage.a2 == 0.3
+        assert chosen.advantage.a1 == 1.0
+        assert chosen.weighting.alpha == 1
 
     def test_the_options_of_a_loss_are_needs(self) -> None:
         block = {"kl_coefficient": 0.1, "importance_sampling": "masked"}
@@ -65,9 +66,9 @@ class TestRecipe:
         ("section", "message"),
         [
             ({"name": "gppo"}, r"method\.name: unknown method 'gppo'; allowed: grpo, dapo"),
-            ({"name": "grpo", "credit": "none"}, r"method\.credit: unknown method 'none'"),
-            ({"name": "grpo", "modulation": "sed"}, r"method\.modulation: .*, none$"),
-            ({"name": "grpo", "reward": "singel"}, r"method\.reward: .*, single$"),
+            ({"name": "grpo", "advantage": "none"}, r"method\.advantage: unknown advantage 'none'"),
+            ({"name": "grpo", "weighting": "sed"}, r"method\.weighting: .*: none, seed_grpo "),
+            ({"name": "grpo", "reward": "singel"}, r"method\.reward: .*: single, weighted"),
             (
                 {"name": "gtpo", "gtpo": {"a3": 1}},
                 r"method\.gtpo\.a3: unknown key; allowed .*a1, a2",
@@ -85,8 +86,8 @@ class TestRecipe:
                 r"method\.gtpo: entropy_low .* must not exceed",
             ),
             (
-                {"name": "dapo", "dapo": {"overlong_length": 10, "overlong_buffer": 20}},
-                r"method\.dapo: overlong_buffer .* must not exceed",
+                {"name": "dapo", "single": {"overlong_length": 10, "overlong_buffer": 20}},
+                r"method\.single: overlong_buffer .* must not exceed",
             ),
             ({"name": "encore", "encore": {"tau": 0}}, r"method\.encore\.tau"),
             ({"name": "gspo", "gspo": {"clip_low": 2.0}}, r"method\.gspo\.clip_low"),
@@ -151,12 +152,12 @@ class TestExplain:
         found = explain(
             "dr_grpo",
             EXAMPLES / "group_of_four.json",
-            ["modulation=seed_grpo", "seed_grpo.f=linear"],
+            ["weighting=seed_grpo", "seed_grpo.f=linear"],
         )
         # 1 - .0417 * .9996414 / ln 4 = .9699306
         assert found["advantages"][0] == pytest.approx([0.5 * 0.9699306], abs=1e-7)
-        assert found["choices"]["modulation"] == "seed_grpo"
-        assert found["other_params"]["seed_grpo"]["f"] == "linear"
+        assert found["choices"]["weighting"] == "seed_grpo"
+        assert found["params"]["seed_grpo"]["f"] == "linear"
 
     def test_equal_answers_are_a_cluster_and_none_its_own(self) -> None:
         ids = cluster_ids(["4", None, "5", "4", None, ""])
@@ -168,11 +169,11 @@ class TestExplain:
         [
             ("{", "grpo", "not JSON"),
             ("[1]", "grpo", "expected an object"),
-            ("{}", "grpo", "one entry a completion"),
+            ("{}", "grpo", "one entry per completion"),
             ('{"reward": [1]}', "grpo", "reward: unknown key; allowed here: rewards"),
             ('{"rewards": [1, "a"]}', "grpo", r"rewards\[1\]: expected a finite number"),
             ('{"rewards": [1, NaN]}', "grpo", r"rewards\[1\]: expected a finite number"),
-            ('{"rewards": [1], "entropies": [[1], [2]]}', "grpo", "one entry a completion"),
+            ('{"rewards": [1], "entropies": [[1], [2]]}', "grpo", "one entry per completion"),
             ('{"rewards": [1], "entropies": [[]]}', "grpo", r"entropies\[0\]"),
             ('{"rewards": [1], "entropies": [1]}', "grpo", r"entropies\[0\]: expected a list"),
             (
@@ -186,7 +187,7 @@ class TestExplain:
             ('{"rewards": [1, 0], "answers": [[], "1"]}', "grpo", "answers: expected text"),
             ('{"rewards": [1], "max_length": 0}', "grpo", "max_length"),
             ('{"rewards": [1], "lengths": [0]}', "grpo", "lengths: expected a whole number"),
-            ('{"rewards": [1, 0], "lengths": [1]}', "grpo", "one entry a completion"),
+            ('{"rewards": [1, 0], "lengths": [1]}', "grpo", "one entry per completion"),
             ('{"rewards": [1], "lengths": 3}', "grpo", "lengths: expected a list"),
             ('{"rewards": [1], "lengths": [1], "entropies": [[1]]}', "grpo", "drop lengths"),
             ('{"reward_heads": [[1, 0], [1]]}', "encore", "reward_heads"),
@@ -214,7 +215,7 @@ class TestExplain:
             (["a3=1"], r"^--set gtpo\.a3: unknown key"),
             (["a2"], r"^--set a2: expected key=value"),
             (["a2=-1"], r"^--set gtpo\.a2"),
-            (["credit=x"], r"^--set credit: unknown method 'x'"),
+            (["advantage=x"], r"^--set advantage: unknown advantage 'x'"),
             (["foo.a=1"], r"^--set foo: unknown key"),
         ],
     )
@@ -238,7 +239,7 @@ class TestExplain:
         assert main(arguments) == 0
         answer = json.loads(capsys.readouterr().out)
         assert list(answer)[:1] == ["method"]
-        assert (answer["params"]["a1"], answer["params"]["a2"]) == (2.0, 0.0)
+        assert (answer["params"]["gtpo"]["a1"], answer["params"]["gtpo"]["a2"]) == (2.0, 0.0)
         # a2 = 0: one advantage a set; with_zeros at five and five tokens: +-1
         assert answer["advantages"][0] == pytest.approx([1.0] * 3)
 
@@ -246,14 +247,27 @@ class TestExplain:
 def test_methods_command_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in table] == list(METHODS)
-    assert all(row["paper"] and row["equation"] for row in table)
+    assert [row["name"] for row in table["methods"]] == list(PRESETS)
+    for row in table["methods"]:
+        assert row["components"] == PRESETS[row["name"]]._asdict()
+    components = [(row["choice"], row["name"]) for row in table["components"]]
+    assert components == [(choice, name) for choice in COMPONENTS for name in COMPONENTS[choice]]
+    assert all(row["paper"] and row["equation"] for row in table["components"])
     assert main(["methods"]) == 0
-    assert "needs: cluster_id, old_logprobs" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    line = next(line for line in text.splitlines() if line.startswith("seed_grpo "))
+    assert line.split() == [
+        *("seed_grpo", "single", "dr_grpo", "seed_grpo", "dr_grpo", "cluster_id,", "old_logprobs")
+    ]
+    assert "required columns: cluster_id, old_logprobs" in text
 
 
 def test_every_method_has_its_section_in_the_papers_page() -> None:
     page = (EXAMPLES.parent / "papers.md").read_text(encoding="utf-8")
-    for name in METHODS:
+    for name in PRESETS:
         assert f"`{name}`" in page, name
-        assert f"methods/{name}.py" in page, name
+    for name, preset in PRESETS.items():
+        assert f"| `{name}` | {' | '.join(preset)} |" in page, name
+    for choice, names in COMPONENTS.items():
+        for name in names:
+            assert f"methods/{choice}/{name}.py" in page, (choice, name)

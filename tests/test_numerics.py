@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from entrograd.methods.base import Denominators
+from entrograd.methods.batch import Denominators
 from entrograd.numerics import aggregate, groups, kl, masked, surrogate
 from entrograd.numerics.semantic_entropy import cluster_shares, semantic_entropy
 

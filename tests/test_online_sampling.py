@@ -10,23 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from entrograd.data.groups import PromptGroup
 from entrograd.errors import InputError
-from entrograd.methods.base import Batch
+from entrograd.methods.batch import Batch
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
+from entrograd.storage.metrics import CURVE
 from entrograd.storage.tables import read_table, shard_files, write_table
 from entrograd.train import online as online_module
-from entrograd.train.dynamic import Filled, Group, fill, has_signal
+from entrograd.train.dynamic import Filled, fill, has_signal
 from entrograd.train.mismatch import gate, measure
 from entrograd.train.params import DynamicSampling, MismatchGate
-from entrograd.train.required_columns import COLUMNS
 from entrograd.train.rounds import PromptOrder
-from helpers.tables import write_prompts
+from helpers.tables import annotated_rows, groups, write_prompts
 from helpers.training import online_hashes, pipeline_params
 
 
@@ -126,8 +128,8 @@ class TestFilters:
 
     def test_it_is_the_loss_that_corrects(self) -> None:
         rollout = {"sampling": {"max_new_tokens": 4, "top_p": 0.9}}
-        method = {"name": "gtpo", "loss": "dapo", "gtpo": {"importance_sampling": "truncated"}}
-        with pytest.raises(InputError, match=r"method\.dapo\.importance_sampling"):
+        method = {"name": "gtpo", "loss": "dr_grpo", "dapo": {"importance_sampling": "truncated"}}
+        with pytest.raises(InputError, match=r"method\.dr_grpo\.importance_sampling"):
             pipeline_params(rollout=rollout, method=method)
 
 
@@ -135,15 +137,19 @@ def numbered(signals: list[bool]) -> Any:
     """A source of groups numbered from 0, with the signal listed for each; ends with the list."""
     place = [0]
 
-    def draw(count: int) -> list[Group]:
+    def draw(count: int) -> list[PromptGroup]:
         first, place[0] = place[0], min(place[0] + count, len(signals))
-        return [[{"prompt_id": i}] for i in range(first, place[0])]
+        return [group(i) for i in range(first, place[0])]
 
-    return draw, lambda groups: [signals[g[0]["prompt_id"]] for g in groups], place
+    return draw, lambda groups: [signals[i] for i in ids(groups)], place
 
 
-def ids(groups: list[Group]) -> list[int]:
-    return [group[0]["prompt_id"] for group in groups]
+def group(number: int) -> PromptGroup:
+    return PromptGroup(str(number), np.array([1]), [])
+
+
+def ids(groups: list[PromptGroup]) -> list[int]:
+    return [int(group.prompt_id) for group in groups]
 
 
 class TestFill:
@@ -191,7 +197,7 @@ class TestFill:
         self, signals: list[bool], wanted: int, left: int, share: float, factor: float, new: float
     ) -> None:
         draw, signal, place = numbered(signals)
-        carried: list[Group] = [[{"prompt_id": -1 - i}] for i in range(min(left, wanted))]
+        carried = [group(-1 - i) for i in range(min(left, wanted))]
         limits = DynamicSampling(max_factor=factor, newest=new)
         got: Filled = fill(wanted, carried, share, draw, signal, limits)
         assert place[0] <= factor * wanted
@@ -226,14 +232,11 @@ class TestPromptOrderTake:
 
 
 def test_signal_is_what_the_method_makes_of_a_group() -> None:
-    from helpers.tables import annotated_rows
-
     rows = annotated_rows()
-    groups = [[r for r in rows if r["prompt_id"] == name] for name in ("p0", "p1")]
-    groups[1] = [{**row, "reward": 1.0} for row in groups[1]]
+    both = groups([{**row, "reward": 1.0} if row["prompt_id"] == "p1" else row for row in rows])
     for name in ("grpo", "gtpo", "dapo"):
-        got = has_signal(recipe(MethodParams(name=name)), groups, torch.device("cpu"))
-        assert got == [len({r["reward"] for r in groups[0]}) > 1, False]
+        got = has_signal(recipe(MethodParams(name=name)), both, torch.device("cpu"))
+        assert got == [len({c.reward for c in both[0].completions}) > 1, False]
 
 
 class TestOnlineDynamic:
@@ -255,7 +258,9 @@ class TestOnlineDynamic:
         whole = online_hashes(params, tiny_model, tmp_path, "a")
         with (tmp_path / "a.csv").open() as file:
             curve = list(csv.DictReader(file))
-        assert set(curve[0]) <= COLUMNS
+        assert set(curve[0]) <= set(CURVE)
+        assert all((row["reward_mean"] == "") == (row["draws"] == "0.0") for row in curve)
+        assert any(row["reward_mean"] != row["batch_reward_mean"] for row in curve)
         assert sum(float(row["groups_carried"]) for row in curve) > 0
         assert any(float(row["groups_drawn"]) > 3 for row in curve)
         assert all(float(row["mismatch_mean"]) < 1e-4 for row in curve)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from helpers.paths import ROOT
+from helpers.paths import ROOT, SHIPPED
 
 OUTPUTS = [
     "models/base",
@@ -45,12 +45,13 @@ DIGITS = "digits.jsonl"
 def small_params(model: Path) -> dict[str, Any]:
     """The project's own params.yaml, cut down to seconds. A random model hits no sum: problems of
     a file that any digit answers give it something to learn from."""
-    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params: dict[str, Any] = yaml.safe_load(SHIPPED.read_text())
     params["base_model"] = {"reference": f"path:{model}"}
     params["prepare"]["sources"][0].update(size=20, keep=None)
     params["prepare"]["sources"].insert(0, {"kind": "file", "path": DIGITS})
     params["prepare"]["heldout_fraction"] = 0.3
-    params["rollout"].update(prompts=16, group_size=4, shard_prompts=4)
+    params["rollout"].update(prompts=16, group_size=4)
+    params["execution"]["rollout"]["shard_prompts"] = 4
     params["rollout"]["sampling"].update(max_new_tokens=2)
     params["train_offline"].update(epochs=1, prompts_per_update=8, optimizer={"lr": 0.003})
     params["train_online"].update(rounds=2, prompts_per_round=4, optimizer={"lr": 0.003})
@@ -202,7 +203,7 @@ def test_a_killed_rollout_continues_at_the_first_missing_shard(
     work = other / ".entrograd" / "resume"
     first = None
     while first is None and process.poll() is None:
-        first = next(work.glob("rollout-*/shard-*.parquet"), None)
+        first = next(work.glob("rollout-*/*/shard-*.parquet"), None)
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

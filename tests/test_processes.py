@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from entrograd.errors import InputError
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import read_table
-from entrograd.train.params import Lora, Optimizer
+from entrograd.train.params import Lora, TrainOfflineParams
+from entrograd.train.policy import Policy
 from entrograd.train.processes import Processes, connect, own_rows
-from entrograd.train.setup import Policy
 from helpers.chaos import STAGES, command
 from helpers.paths import ROOT
 
@@ -158,7 +158,7 @@ def test_adapters_are_not_divided(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     processes = Processes()
     monkeypatch.setattr(processes, "sharded", True)
     with pytest.raises(InputError, match=r"lora: adapters are not divided .* without --use_fsdp"):
-        Policy(tiny_model, "float32", "cpu", Optimizer(), 1, Lora(), 0, processes)
+        Policy.load(tiny_model, TrainOfflineParams(lora=Lora()), 1, processes)
 
 
 def test_rows_are_divided_by_groups_and_tokens() -> None:

@@ -12,14 +12,15 @@ import torch
 
 from entrograd.errors import InputError
 from entrograd.methods.params import MethodParams
-from entrograd.methods.registry import METHODS, recipe
+from entrograd.methods.presets import PRESETS
+from entrograd.methods.registry import recipe
 from entrograd.models.load import load_model
 from entrograd.storage.tables import write_table
+from entrograd.train.forward_backward import StepSettings
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
 from entrograd.train.reference import load_reference
-from entrograd.train.step import StepSettings
-from helpers.tables import annotated_rows
+from helpers.tables import annotated_rows, groups
 from helpers.tiny_model import write_tiny_model
 from helpers.training import pipeline_params
 
@@ -49,13 +50,16 @@ class TestReference:
         reference = load_reference(chosen, str(other_model), policy, "float32", SETTINGS)
         assert reference is not None
         rows = annotated_rows()
-        reference.add_logprobs(rows)
+        built = groups(rows)
+        reference.add_logprobs(built)
         plain = load_model(other_model, "float32", "cpu")
-        for row in rows:
-            assert row["ref_logprobs"] == pytest.approx(by_hand(plain, row, 0.7), abs=1e-5)
-        kept = rows[0]["ref_logprobs"]
-        reference.add_logprobs(rows)
-        assert rows[0]["ref_logprobs"] is kept
+        completions = [completion for group in built for completion in group.completions]
+        for row, completion in zip(rows, completions, strict=True):
+            found = completion.tokens["ref_logprobs"]
+            assert found.tolist() == pytest.approx(by_hand(plain, row, 0.7), abs=1e-5)
+        kept = completions[0].tokens["ref_logprobs"]
+        reference.add_logprobs(built)
+        assert completions[0].tokens["ref_logprobs"] is kept
 
     def test_not_loaded_where_no_method_reads_it(self, tiny_model: Path) -> None:
         policy, chosen = load_model(tiny_model, "float32", "cpu"), recipe(MethodParams(name="grpo"))
@@ -83,7 +87,7 @@ class TestReference:
         reference = load_reference(chosen, str(tiny_model), policy, "float32", SETTINGS)
         assert reference is not None
         with caplog.at_level(logging.WARNING, "entrograd"):
-            reference.add_logprobs(rows)
+            reference.add_logprobs(groups(rows))
         assert "the reference is the policy that sampled" in caplog.text
 
 
@@ -201,12 +205,13 @@ def test_the_reference_is_an_input_of_its_stage() -> None:
 def test_a_choice_needs_what_it_reads_and_no_more() -> None:
     for choices, needs in (
         ({"name": "asr"}, {"old_logprobs", "ref_logprobs"}),
-        ({"name": "asr", "credit": "grpo"}, set()),
-        ({"name": "grpo", "loss": "gtpo"}, set()),
-        ({"name": "seed_grpo", "modulation": "none"}, set()),
+        ({"name": "asr", "advantage": "grpo"}, set()),
+        ({"name": "grpo", "loss": "grpo_s"}, set()),
+        ({"name": "seed_grpo", "weighting": "none"}, set()),
         ({"name": "grpo", "reward": "empo"}, {"cluster_id"}),
     ):
         assert recipe(MethodParams.model_validate(choices)).required_columns == needs
-    for name, method in METHODS.items():
-        if not method.needs_for:
-            assert recipe(MethodParams(name=name)).required_columns == method.required_columns
+    for preset in PRESETS:
+        chosen = recipe(MethodParams(name=preset))
+        parts = (part.required_columns for part in chosen.components)
+        assert chosen.required_columns == set().union(*parts)

@@ -25,7 +25,7 @@ from entrograd.report import curves, plots, samples, settings, tables
 from entrograd.report.browser import Inputs, report
 from entrograd.storage.files import read_json, write_csv, write_json
 from entrograd.storage.tables import shard_name, write_manifest, write_table
-from helpers.paths import ROOT
+from helpers.paths import ROOT, SHIPPED
 
 SUMMARY = {
     "base": {"n": 4, "accuracy": 0.25, "ci_low": 0.05, "ci_high": 0.70},
@@ -121,7 +121,8 @@ def all_files(files: Inputs, tmp_path: Path) -> Inputs:
 
 def settings_of(**sections: Any) -> Params:
     """A run's parameters, `sections` instead of the project's own."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values = yaml.safe_load(SHIPPED.read_text())
+    del values["execution"]
     return check(Params, {**values, **sections}, "")
 
 
@@ -251,7 +252,7 @@ class TestThisRun:
         return {topic.title: (topic.note, dict(topic.pairs)) for topic in found}
 
     def test_keys_and_values_are_those_of_params_yaml(self, all_files: Inputs) -> None:
-        run = read(ROOT / "params.yaml", Params)
+        run = read(SHIPPED, Params)
         rows = self.rows(all_files, run)
         assert rows["Model"][0] == "a note"
         shown = {key: value for _, pairs in rows.values() for key, value in pairs.items()}
@@ -259,9 +260,9 @@ class TestThisRun:
         assert shown["prepare.prompt.template"] == r'"{problem} = {answer}\n"'
         assert shown["rollout.sampling.stop"] == r'["\n"]'
         assert shown["method.gtpo"] == "{a1: 1.0, a2: 0.1, normalization: with_zeros}"
-        assert shown["method.credit"] == "null"
+        assert shown["method.advantage"] == "null"
         assert "optimizer.lr" in "".join(shown)
-        written = yaml.safe_load((ROOT / "params.yaml").read_text())
+        written = yaml.safe_load(SHIPPED.read_text())
         for key, value in shown.items():
             found = written
             for part in re.findall(r"[^.\[\]]+", key):
@@ -272,25 +273,26 @@ class TestThisRun:
         self, all_files: Inputs
     ) -> None:
         blocks = {"gtpo": {"a1": 1.0}, "seed_grpo": {"alpha": 0.5}, "gspo": {"eps_low": 0.1}}
-        run = settings_of(method={"name": "grpo", "modulation": "seed_grpo", **blocks})
+        run = settings_of(method={"name": "grpo", "weighting": "seed_grpo", **blocks})
         shown = self.rows(all_files, run)["Method"][1]
         assert [key for key in shown if key.removeprefix("method.") in blocks] == [
             "method.seed_grpo"
         ]
         assert settings.recipe(run.method) == (
-            "reward composition of grpo × credit of grpo × prompt modulation of seed_grpo × "
-            "policy loss of grpo"
+            "reward composition single, advantage grpo, prompt weighting seed_grpo, "
+            "policy loss grpo"
         )
 
     def test_a_page_without_training_claims_none(self, files: Inputs) -> None:
-        run = read(ROOT / "params.yaml", Params)
+        run = read(SHIPPED, Params)
         assert list(self.rows(files, run)) == ["Evaluation"]
         assert set(yaml.safe_load(settings.whole(run, files.given))) == {"evaluate", "report"}
 
     def test_the_whole_of_it_is_a_params_file(self, all_files: Inputs) -> None:
-        run = read(ROOT / "params.yaml", Params)
+        run = read(SHIPPED, Params)
         text = settings.whole(run, all_files.given)
-        assert check(Params, yaml.safe_load(text), "") == run
+        again = check(Params, yaml.safe_load(text), "")
+        assert again.model_dump() == run.model_dump()
 
     def test_a_servers_address_is_left_out(self, all_files: Inputs) -> None:
         vllm = {"url": "http://user:secret@host:8000"}
@@ -385,7 +387,7 @@ class TestCurves:
     def test_a_run_without_steps_has_no_figure(self, tmp_path: Path) -> None:
         (tmp_path / "c.csv").write_text("")
         columns = tables.read_curve(tmp_path / "c.csv")
-        assert curves.curve(curves.METRICS[0], columns, "online", "#000000") is None
+        assert curves.curve(curves.FIGURES[0], columns, "online", "#000000") is None
 
     def test_rolling_mean(self) -> None:
         # half 1: (1+2)/2, (1+2+6)/3, (2+6)/2 with the NaN left out, 6, and the last alone with 6
@@ -394,7 +396,7 @@ class TestCurves:
         assert math.isnan(tables.rolling_mean([nan], 3)[0])
 
     def test_only_finite_columns_are_drawn(self) -> None:
-        clipped = next(m for m in curves.METRICS if "clip_low" in m.columns)
+        clipped = next(f for f in curves.FIGURES if "clip_low" in f.columns)
         columns = {"update": [1.0, 2.0], "clip_low": [math.nan] * 2, "clip_high": [0.5, math.nan]}
         spec = curves.curve(clipped, columns, "online", "#000000")
         assert spec is not None
@@ -481,7 +483,7 @@ def test_counts_are_a_table_of_equal_keys() -> None:
 
 
 def test_every_metric_is_a_column_of_its_own() -> None:
-    columns = [column for metric in curves.METRICS for column in metric.columns]
+    columns = [column for figure in curves.FIGURES for column in figure.columns]
     assert len(columns) == len(set(columns))
 
 

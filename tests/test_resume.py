@@ -67,7 +67,7 @@ class Work:
 
 def change(section: str, **values: Any) -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params[section].update(values)
+    params.setdefault(section, {}).update(values)
     Path("params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -223,16 +223,17 @@ def test_a_folder_without_work_is_named(kind: str, capsys: pytest.CaptureFixture
 
 
 def test_what_changes_no_result_may_change() -> None:
-    """Where checkpoints are kept, where an input lies, where the output goes."""
+    """Section execution, where an input lies, where the output goes."""
     work = Work()
     work.start()
-    change("train_offline", checkpoint={"keep_last": 5, "max_fraction": 0.5})
+    checkpoint = {"keep_last": 5, "max_fraction": 0.5}
+    change("execution", train_offline={"checkpoint": checkpoint, "token_budget": 8})
     Path("base").rename("moved")
     assert work.start("--resume", str(work.folder), "--model", "moved", "--out", "b.txt") == 0
     assert work.found == [0, 1]
     work = Work()
     work.start("--model", "moved")
-    change("train_offline", checkpoint={"keep_last": 1})
+    change("execution", train_offline={"checkpoint": {"keep_last": 1}, "device": "cpu"})
     assert work.start("--model", "moved") == 0
     assert work.found == [0, 1]
 

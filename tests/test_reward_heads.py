@@ -22,8 +22,8 @@ from entrograd.train.batch import examples
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
 from helpers.annotation import SETTINGS, Files
-from helpers.paths import ROOT
-from helpers.tables import annotated_rows
+from helpers.paths import SHIPPED
+from helpers.tables import annotated_rows, groups
 from helpers.training import pipeline_params
 
 POINTS = {0.0, 0.25, 0.5, 0.75, 1.0}
@@ -180,7 +180,7 @@ class TestWeights:
             summarise_heads([rows[:4], rows[4:5]])
 
     def test_batch_columns(self) -> None:
-        batch = examples(RATED, torch.device("cpu")).batch
+        batch = examples(groups(RATED), torch.device("cpu")).batch
         assert batch.head_names == ("format", "brevity")
         assert batch.reward_heads is not None
         assert batch.reward_heads[2].tolist() == [0.0, 0.5]
@@ -288,7 +288,7 @@ class TestStages:
 
 
 def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "params.yaml").read_text()
+    text = SHIPPED.read_text()
     file = tmp_path / "params.yaml"
     for old, new, message in (
         ("  name: gtpo\n", "  name: encore\n", "annotate.heads: method encore"),

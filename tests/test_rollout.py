@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.rollout.engine import Completion, EngineError, Request
+from entrograd.rollout.engine import EngineError, Request, Sampled
 from entrograd.rollout.engines import known_context
 from entrograd.rollout.params import RolloutParams, Sampling, VllmParams
 from entrograd.rollout.rollout import rollout, training_prompts
@@ -287,7 +287,7 @@ class TestStage:
         calls: list[int] = []
         real = TransformersEngine.generate
 
-        def generate(self: Any, asked: Any, *rest: Any) -> list[Completion]:
+        def generate(self: Any, asked: Any, *rest: Any) -> list[Sampled]:
             calls.append(len(asked))
             if len(calls) == 2:
                 raise KeyboardInterrupt

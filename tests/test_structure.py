@@ -18,6 +18,7 @@ from helpers.paths import ROOT
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
+OPEN = {"params.py", "presets.py"}
 # What a package may never reach, directly or through others.
 WORK = {"methods", "train", "data", "models", "rollout", "rewards", "annotate"}
 FORBIDDEN = {
@@ -40,9 +41,9 @@ def relative(file: Path) -> str:
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_run_one_way(package: str) -> None:
-    """The models of params.yaml (PACKAGE/params.py) compute nothing: they are open to all."""
+    """The models of params.yaml and the names it may use compute nothing: they are open to all."""
     for file in (PACKAGE / package).rglob("*.py"):
-        reached = {f.relative_to(PACKAGE).parts[0] for f in modules(file) if f.name != "params.py"}
+        reached = {f.relative_to(PACKAGE).parts[0] for f in modules(file) if f.name not in OPEN}
         wrong = reached & FORBIDDEN[package]
         assert not wrong, f"{relative(file)} reaches {sorted(wrong)}"
 

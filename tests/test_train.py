@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from entrograd.data.groups import PromptGroup, table_of
 from entrograd.errors import InputError, NonFiniteError
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
@@ -17,14 +19,15 @@ from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import read_table, shard_name, write_manifest, write_table
 from entrograd.train.batch import examples, micro_batches
+from entrograd.train.forward_backward import StepSettings
 from entrograd.train.offline import train_offline
 from entrograd.train.online import train_online
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Optimizer as OptimizerParams
 from entrograd.train.rounds import PromptOrder, round_seed
-from entrograd.train.setup import Policy
-from entrograd.train.step import StepSettings, train_step
-from helpers.tables import annotated_rows, write_prompts
+from entrograd.train.step import train_step
+from entrograd.train.stored_groups import StoredGroups
+from helpers.tables import annotated_rows, groups, write_prompts
 from helpers.training import online_hashes, pipeline_params, policy
 
 SETTINGS = StepSettings(temperature=1.0, max_length=4, token_budget=1000)
@@ -84,7 +87,7 @@ class TestOptimizer:
 class TestPolicy:
     def test_in_bfloat16_is_the_model_read_in_bfloat16(self, tiny_model: Path) -> None:
         """Weights are rounded, rotary frequencies are not: as engines and evaluation have them."""
-        subject = Policy(tiny_model, "bfloat16", "cpu", OptimizerParams(), updates=1).model
+        subject = policy(tiny_model, "bfloat16").model
         read = load_model(tiny_model, "bfloat16", "cpu")
         for found, want in (
             (subject.named_parameters(), read.named_parameters()),
@@ -102,7 +105,7 @@ class TestPolicy:
 
 class TestExamples:
     def test_pads_on_the_right_and_numbers_groups(self) -> None:
-        built = examples(annotated_rows(), torch.device("cpu"))
+        built = examples(groups(annotated_rows()), torch.device("cpu"))
         batch = built.batch
         assert batch.completion_mask.sum(-1).tolist() == [2, 3, 1, 2, 1, 3]
         assert batch.groups.tolist() == [0, 0, 0, 1, 1, 1]
@@ -114,11 +117,11 @@ class TestExamples:
     def test_a_column_of_the_wrong_length_is_named(self) -> None:
         rows = annotated_rows()
         rows[1]["entropies"] = [0.5]
-        with pytest.raises(InputError, match="prompt p0 sample 1: entropies has 1 values for 3"):
-            examples(rows, torch.device("cpu"))
+        with pytest.raises(InputError, match="rows: row 1: entropies has 1 values for 3"):
+            examples(groups(rows), torch.device("cpu"))
 
     def test_groups_without_signal_leave_before_the_forward(self) -> None:
-        built = examples(annotated_rows(), torch.device("cpu"))
+        built = examples(groups(annotated_rows()), torch.device("cpu"))
         advantages = recipe(MethodParams(name="grpo")).advantages(built.batch)
         rows = torch.cat(micro_batches(built, advantages, 1)).tolist()
         assert sorted(rows) == [0, 1, 2]
@@ -128,13 +131,13 @@ class TestExamples:
     ) -> None:
         rows = [{**row, "ref_logprobs": [-2.0] * len(row["completion_ids"])} 
                 for row in annotated_rows()]  # fmt: skip
-        built = examples(rows, torch.device("cpu"))
+        built = examples(groups(rows), torch.device("cpu"))
         for section, expected in (
             # old_logprobs are above ref_logprobs everywhere: tokens with positive advantages stay
             ({"name": "asr"}, [0, 2]),
             ({"name": "grpo"}, [0, 1, 2]),
             ({"name": "grpo", "grpo": {"kl_coefficient": 0.1}}, [0, 1, 2, 3, 4, 5]),
-            ({"name": "asr", "asr": {"kl_coefficient": 0.1}}, [0, 1, 2, 3, 4, 5]),
+            ({"name": "asr", "grpo": {"kl_coefficient": 0.1}}, [0, 1, 2, 3, 4, 5]),
         ):
             chosen = recipe(MethodParams.model_validate(section))
             advantages = chosen.advantages(built.batch)
@@ -164,10 +167,9 @@ class TestStep:
         total.backward()
         want = torch.cat([p.grad.flatten() for p in oracle.parameters() if p.grad is not None])
         measured = train_step(
-            subject.model,
-            subject.optimizer,
+            subject,
             recipe(MethodParams(name="grpo")),
-            examples(rows, torch.device("cpu")),
+            examples(groups(rows), torch.device("cpu")),
             SETTINGS,
         )
         assert measured["loss"] == pytest.approx(total.item(), rel=1e-4)
@@ -189,10 +191,9 @@ class TestStep:
         for budget in (1, 20, 1000):
             subject = policy(tiny_model, lr=1e-3)
             measured = train_step(
-                subject.model,
-                subject.optimizer,
+                subject,
                 recipe(MethodParams(name=name)),
-                examples(rows, torch.device("cpu")),
+                examples(groups(rows), torch.device("cpu")),
                 StepSettings(1.0, 4, budget),
             )
             results.append(measured)
@@ -205,10 +206,9 @@ class TestStep:
         subject = policy(tiny_model, lr=1e-2, weight_decay=0.1)
         before = policy_version(subject.model)
         measured = train_step(
-            subject.model,
-            subject.optimizer,
+            subject,
             recipe(MethodParams(name="gtpo")),
-            examples(rows, torch.device("cpu")),
+            examples(groups(rows), torch.device("cpu")),
             SETTINGS,
         )
         assert measured["loss"] == measured["grad_norm"] == 0.0
@@ -222,14 +222,58 @@ class TestStep:
         kept = {n: p.clone() for n, p in subject.model.named_parameters()}
         with pytest.raises((NonFiniteError, InputError), match="p0"):
             train_step(
-                subject.model,
-                subject.optimizer,
+                subject,
                 recipe(MethodParams(name="grpo")),
-                examples(annotated_rows(), torch.device("cpu")),
+                examples(groups(annotated_rows()), torch.device("cpu")),
                 SETTINGS,
             )
         for name, weight in subject.model.named_parameters():
             assert torch.equal(weight, kept[name]) or name == "model.embed_tokens.weight"
+
+
+class TestStoredGroups:
+    """A table read as it is due, against the whole of it in memory."""
+
+    def test_any_group_is_that_of_the_whole_table(self, tmp_path: Path) -> None:
+        """Groups whose rows lie apart, in shards of odd sizes, beyond one batch of rows."""
+        rows = [
+            {**row, "prompt_id": f"p{i % 50}", "sample_index": i, "prompt_ids": [5, i % 50]}
+            for i, row in enumerate(annotated_rows() * 30)
+        ]
+        for number, start in enumerate(range(0, len(rows), 67)):
+            part = rows[start : start + 67]
+            write_table(tmp_path / "t" / shard_name(number), part, "annotated")
+        write_manifest(tmp_path / "t")
+        parts: list[tuple[int, int]] = []
+        stored = StoredGroups(
+            tmp_path / "t", tmp_path / "work", lambda t, first: parts.append((first, len(t)))
+        )
+        assert parts == [(0, 64), (64, 64), (128, 52)]
+        assert (len(stored), stored.completions, stored.longest) == (50, 180, 3)
+        whole = groups(rows)
+        for index in (49, 0, 17, 17):
+            assert table_of([stored[index]], "annotated").equals(
+                table_of([whole[index]], "annotated")
+            )
+        stored.add("ref_logprobs", with_reference)
+        for index in (3, 48):
+            for completion in stored[index].completions:
+                want = completion.tokens["old_logprobs"] - 1
+                assert np.array_equal(completion.tokens["ref_logprobs"], want)
+
+    def test_two_prompts_of_one_id_are_named(self, tmp_path: Path) -> None:
+        rows = annotated_rows()
+        rows[4]["prompt_ids"] = [9]
+        write_table(tmp_path / "t.parquet", rows, "annotated")
+        with pytest.raises(InputError, match=r"t\.parquet: row 4: prompt_ids differ .* prompt p1"):
+            StoredGroups(tmp_path / "t.parquet", tmp_path / "work", lambda *_: None)
+        assert not list((tmp_path / "work").glob("*"))
+
+
+def with_reference(built: list[PromptGroup]) -> None:
+    for group in built:
+        for completion in group.completions:
+            completion.tokens["ref_logprobs"] = completion.tokens["old_logprobs"] - 1
 
 
 class TestOffline:

@@ -17,6 +17,7 @@ from entrograd.errors import InputError
 from entrograd.rewards.params import GraderParams
 from entrograd.rewards.verify.grade import Grader, Item
 from entrograd.rewards.verify.rows import grade_file
+from helpers.paths import SHIPPED
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_the_rules_of_params_are_the_rules_there_are() -> None:
 def test_the_command_reads_the_grader_of_a_params_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parent.parent / "params.yaml").read_text()
+    text = SHIPPED.read_text()
     chosen = tmp_path / "params.yaml"
     chosen.write_text(text.replace("  grader:\n", "  grader:\n    extraction: [last]\n", 1))
     file = write(tmp_path / "f.jsonl", {"answer": "5", "completion": "\\boxed{5} is not 6"})

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests as http
 import torch
@@ -24,7 +25,7 @@ from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.params import check
-from entrograd.rollout.engine import Completion, EngineError, Request
+from entrograd.rollout.engine import EngineError, Request, Sampled
 from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.sampler import filter_logits
 from entrograd.rollout.transformers_engine import TransformersEngine
@@ -88,8 +89,8 @@ def either(request: pytest.FixtureRequest) -> InProcessVllm | VllmServer:
 
 
 def rescored(
-    model: Any, asked: list[Request], drawn: list[Completion], temperature: float
-) -> list[list[float]]:
+    model: Any, asked: list[Request], drawn: list[Sampled], temperature: float
+) -> list[np.ndarray]:
     prompts, completions = [r.prompt_ids for r in asked], [c.completion_ids for c in drawn]
     return [values for values, _ in score(model, prompts, completions, temperature, 2048)]
 

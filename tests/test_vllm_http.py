@@ -35,7 +35,7 @@ from entrograd.rollout.vllm_server import VllmServer
 from entrograd.rollout.vllm_settings import flags_of
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import read_table
-from helpers.paths import ROOT
+from helpers.paths import ROOT, SHIPPED
 from helpers.tables import write_prompts
 
 SAMPLING = Sampling(max_new_tokens=4)
@@ -362,9 +362,11 @@ class OnlineStage:
     def __init__(self, server: Server, model: Path, folder: Path) -> None:
         self.folder, self.model = folder, model
         self.process: subprocess.Popen[str] | None = None
-        self.params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        self.params = yaml.safe_load(SHIPPED.read_text())
         self.params["rollout"].update(engine="vllm_server", group_size=8, dtype="float32")
-        self.params["rollout"]["vllm"] = {"url": f"http://127.0.0.1:{server.port}"}
+        server_url = {"vllm": {"url": f"http://127.0.0.1:{server.port}"}}
+        often = {"checkpoint": {"max_fraction": 1.0}}
+        self.params["execution"] = {"rollout": server_url, "train_online": often}
         self.params["rollout"]["sampling"].update(max_new_tokens=3)
         self.params["method"] = {"name": "grpo", "grpo": {"importance_sampling": "truncated"}}
         self.set(rounds=3, prompts_per_round=4, dtype="float32", optimizer={"lr": 0.001})
@@ -451,7 +453,7 @@ def test_overlapped_training_killed_while_it_draws_ends_with_the_same_bytes(
 ) -> None:
     """SIGKILL at the 16th of 32 completions of the third round, drawn beside the second's update;
     at the start of it (a check of the server) and in the first round 8 and 32 are drawn."""
-    stage.set(prefetch=True, checkpoint={"max_fraction": 1.0})
+    stage.set(prefetch=True)
     said, code = stage.run("whole", [sys.executable])
     assert code == 0, said
     server.drawn.clear()

@@ -18,6 +18,10 @@ SECTIONS = (
     *("train_offline", "train_online", "evaluate", "report"),
 )
 
+# Marks a key that changes no result (or its rounding alone): params.yaml has it in section
+# `execution`, which no stage's parameters in DVC include, and unfinished work is not keyed by it.
+Execution = Field(exclude=True)
+
 
 def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
@@ -53,6 +57,30 @@ def _files(value: Any) -> list[str]:
     return []
 
 
+def execution_keys(model: type[BaseModel]) -> list[tuple[str, ...]]:
+    """The keys within `model` that are marked as Execution, as paths."""
+    paths: list[tuple[str, ...]] = []
+    for name, field in model.model_fields.items():
+        if field.exclude:
+            paths.append((name,))
+        else:
+            inner = [key for block in models_in(field.annotation) for key in execution_keys(block)]
+            paths += [(name, *path) for path in dict.fromkeys(inner)]
+    return paths
+
+
+def execution(section: Section) -> dict[str, Any]:
+    """The values of the keys within `section` that are marked as Execution, by dotted key."""
+    values: dict[str, Any] = {}
+    for path in execution_keys(type(section)):
+        value: Any = section
+        for name in path:
+            value = getattr(value, name, None)
+        if value is not None:
+            values[".".join(path)] = value.model_dump() if isinstance(value, Section) else value
+    return values
+
+
 S = TypeVar("S", bound=Section)
 
 
@@ -71,6 +99,8 @@ def check(
 def _explain(where: str, model: type[BaseModel], item: Any) -> str:
     location, blocks = _walk(model, item["loc"])
     key = ".".join([where, *location]).strip(".")
+    if any(path == tuple(location[: len(path)]) for path in execution_keys(model)):
+        key = f"execution.{key}"
     message, given = item["msg"].removeprefix("Value error, "), item.get("input")
     if item["type"] == "extra_forbidden":
         _, blocks = _walk(model, item["loc"][:-1])
@@ -101,7 +131,7 @@ def _walk(
         keys.append(str(part))
         if isinstance(part, str):
             fields = [b.model_fields[part] for b in blocks if part in b.model_fields]
-            blocks = [block for field in fields for block in _models_in(field.annotation)]
+            blocks = [block for field in fields for block in models_in(field.annotation)]
     return keys, blocks
 
 
@@ -110,7 +140,8 @@ def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
     return getattr(field.annotation, "__args__", ()) if field else ()
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The blocks that a field of this annotation may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
+    return [m for part in getattr(annotation, "__args__", ()) for m in models_in(part)]

@@ -15,21 +15,27 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))  # run as a script, too
 
 import helpers.environment  # noqa: E402, F401
-from entrograd.methods.base import Recipe  # noqa: E402
+from entrograd.data.groups import Completion, PromptGroup  # noqa: E402
 from entrograd.methods.params import MethodParams  # noqa: E402
-from entrograd.methods.registry import METHODS, recipe  # noqa: E402
+from entrograd.methods.presets import PRESETS  # noqa: E402
+from entrograd.methods.recipe import Recipe  # noqa: E402
+from entrograd.methods.registry import recipe  # noqa: E402
 from entrograd.models.load import load_model  # noqa: E402
 from entrograd.params import check  # noqa: E402
+from entrograd.storage.columns import TOKEN_COLUMNS  # noqa: E402
 from entrograd.train.batch import Examples, examples  # noqa: E402
+from entrograd.train.forward_backward import StepSettings  # noqa: E402
 from entrograd.train.optimizer import Optimizer  # noqa: E402
 from entrograd.train.params import Optimizer as OptimizerParams  # noqa: E402
-from entrograd.train.step import StepSettings, train_step  # noqa: E402
+from entrograd.train.policy import Policy  # noqa: E402
+from entrograd.train.step import train_step  # noqa: E402
 from helpers.tiny_model import write_tiny_model  # noqa: E402
 
 UPDATES = 20
@@ -78,12 +84,34 @@ def rows(seed: int, groups: int = 3, size: int = 4) -> list[dict[str, Any]]:
     return built
 
 
+def groups(seed: int) -> list[PromptGroup]:
+    """`rows` as groups, their token columns in float64."""
+    built: dict[str, PromptGroup] = {}
+    for row in rows(seed):
+        group = PromptGroup(row["prompt_id"], np.array(row["prompt_ids"]), [])
+        completion = Completion(
+            sample_index=row["sample_index"],
+            completion_ids=np.array(row["completion_ids"]),
+            completion_text="",
+            finish_reason="stop",
+            seed=0,
+            policy_version="",
+            tokens={name: np.array(row[name]) for name in TOKEN_COLUMNS if row[name] is not None},
+            answer=row["answer"],
+            reward=row["reward"],
+            reward_heads={head["name"]: head["value"] for head in row["reward_heads"]},
+            cluster_id=row["cluster_id"],
+        )
+        built.setdefault(group.prompt_id, group).completions.append(completion)
+    return list(built.values())
+
+
 def batch(seed: int) -> Examples:
     """`rows` as the examples of one update, in float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        return examples(rows(seed), torch.device("cpu"))
+        return examples(groups(seed), torch.device("cpu"))
     finally:
         torch.set_default_dtype(before)
 
@@ -114,18 +142,15 @@ def float64_model(path: Path) -> Any:
 def trajectory(name: str, model: Path) -> list[dict[str, float]]:
     """Loss and gradient norm of every update of a run in float64."""
     subject = float64_model(model)
-    optimizer = Optimizer(subject, {}, OptimizerParams(lr=1e-3), UPDATES)
-    measured = [
-        train_step(subject, optimizer, choose(name), batch(seed), SETTINGS)
-        for seed in range(UPDATES)
-    ]
+    policy = Policy(subject, Optimizer(subject, {}, OptimizerParams(lr=1e-3), UPDATES))
+    measured = [train_step(policy, choose(name), batch(seed), SETTINGS) for seed in range(UPDATES)]
     return [{"loss": m["loss"], "grad_norm": m["grad_norm"]} for m in measured]
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_model(Path(folder) / "model")
-        for name in METHODS:
+        for name in PRESETS:
             lines = ",\n".join(json.dumps(row) for row in trajectory(name, model))
             (FOLDER / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 

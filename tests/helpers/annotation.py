@@ -7,6 +7,7 @@ from typing import Any
 
 from entrograd.annotate.annotate import annotate
 from entrograd.annotate.params import AnnotateParams
+from entrograd.data.prompt import PromptRow
 from entrograd.rollout.params import Sampling
 from entrograd.storage.tables import shard_name, write_manifest, write_table
 
@@ -30,7 +31,7 @@ def rollout(prompt: str, sample: int, text: str, **other: Any) -> dict[str, Any]
     }
 
 
-def known(answers: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+def known(answers: dict[str, list[str]]) -> dict[str, PromptRow]:
     return {
         prompt: {
             "prompt_id": prompt,
@@ -38,6 +39,8 @@ def known(answers: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
             "split": "train",
             "problem": prompt,
             "answers": accepted,
+            "level": None,
+            "messages": None,
             "prompt_text": prompt,
         }
         for prompt, accepted in answers.items()

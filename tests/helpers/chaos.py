@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import Any
 
 import helpers.environment  # noqa: F401 - before torch
-from helpers.paths import ROOT
+from helpers.paths import ROOT, SHIPPED
 from helpers.tables import write_prompts
 from helpers.tiny_model import write_tiny_model
 
@@ -44,8 +44,8 @@ def prepare(folder: Path) -> None:
 
     # Digits only, so that answers are compared as numbers: no grading process starts.
     write_tiny_model(folder / "model", characters="0123456789 =\n")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    checkpoint = {"max_fraction": 1.0, "keep_best": "reward_mean"}
+    params = yaml.safe_load(SHIPPED.read_text())
+    checkpoint = {"keep_best": "reward_mean"}
     params["rollout"].update(group_size=4, dtype="float32")
     params["rollout"]["sampling"].update(max_new_tokens=3)
     params["train_offline"].update(
@@ -59,6 +59,8 @@ def prepare(folder: Path) -> None:
         rounds=5, prompts_per_round=4, epochs_per_round=2, dtype="float32", optimizer={"lr": 0.01}
     )
     params["train_online"]["checkpoint"] = checkpoint
+    often = {"checkpoint": {"max_fraction": 1.0}}
+    params["execution"] = {"train_offline": often, "train_online": often}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     write_prompts(folder / "prompts.parquet", 10)
     draw = random.Random(0)

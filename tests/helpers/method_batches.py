@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from entrograd.methods.base import (
+from entrograd.methods.batch import (
     Batch,
 )
 

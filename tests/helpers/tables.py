@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from entrograd.data.groups import PromptGroup, groups_of
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import write_table
 
 
@@ -67,3 +72,20 @@ def annotated_rows() -> list[dict[str, Any]]:
         }
         for i, (ids, reward) in enumerate(zip(completions, rewards, strict=True))
     ]
+
+
+def groups(rows: list[dict[str, Any]]) -> list[PromptGroup]:
+    """The groups of annotated rows, as a table holds them; with `ref_logprobs`, if rows have
+    them."""
+    built = groups_of(pa.Table.from_pylist(rows, SCHEMAS["annotated"]), "rows")
+    for group in built:
+        for completion in group.completions:
+            (row,) = (
+                row
+                for row in rows
+                if (row["prompt_id"], row["sample_index"])
+                == (group.prompt_id, completion.sample_index)
+            )
+            if "ref_logprobs" in row:
+                completion.tokens["ref_logprobs"] = np.array(row["ref_logprobs"], np.float32)
+    return built

@@ -16,15 +16,15 @@ from entrograd.storage.tables import write_table
 from entrograd.train import offline as offline_module
 from entrograd.train import online as online_module
 from entrograd.train.online import train_online
-from entrograd.train.params import Optimizer as OptimizerParams
-from entrograd.train.setup import Policy
-from helpers.paths import ROOT
+from entrograd.train.params import TrainOfflineParams
+from entrograd.train.policy import Policy
+from helpers.paths import SHIPPED
 from helpers.tables import annotated_rows, write_prompts
 
 
 def pipeline_params(**sections: Any) -> Params:
     """The project's own params.yaml in float32, with blocks of some sections replaced."""
-    data = yaml.safe_load((ROOT / "params.yaml").read_text())
+    data = yaml.safe_load(SHIPPED.read_text())
     for name in ("rollout", "annotate", "train_offline", "train_online", "evaluate"):
         data[name]["dtype"] = "float32"
     for name, block in sections.items():
@@ -32,8 +32,11 @@ def pipeline_params(**sections: Any) -> Params:
     return check(Params, data, "")
 
 
-def policy(path: Path, **options: Any) -> Policy:
-    return Policy(path, "float32", "cpu", OptimizerParams(**options), updates=10)
+def policy(path: Path, dtype: str = "float32", **options: Any) -> Policy:
+    params = TrainOfflineParams.model_validate(
+        {"dtype": dtype, "device": "cpu", "optimizer": options}
+    )
+    return Policy.load(path, params, updates=10)
 
 
 def online_hashes(params: Any, model: Path, folder: Path, name: str) -> list[str]:
@@ -59,7 +62,7 @@ class Killed(BaseException):
     """Ends a run as a kill does: no handler of the project catches it."""
 
 
-def params(**checkpoint: Any) -> Params:
+def params(online: dict[str, Any] | None = None, **checkpoint: Any) -> Params:
     block = {**ALWAYS, **checkpoint}
     return pipeline_params(
         method={"name": "gtpo"},
@@ -71,6 +74,7 @@ def params(**checkpoint: Any) -> Params:
             "epochs_per_round": 2,
             "optimizer": {"lr": 0.01, "schedule": "linear", "warmup_updates": 2},
             "checkpoint": block,
+            **(online or {}),
         },
     )
 

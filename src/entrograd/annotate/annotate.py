@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from entrograd.annotate.completions import (
     lacks_tokens,
     plan,
 )
-from entrograd.annotate.groups import Rows, annotate_rows
+from entrograd.annotate.groups import annotate_groups
 from entrograd.annotate.params import AnnotateParams
 from entrograd.annotate.reward_weights import summarise_heads
 from entrograd.annotate.summary import check_alarms, summarise
 from entrograd.annotate.token_entropy import scorer
+from entrograd.data.groups import groups_of, table_of
 from entrograd.errors import InputError, Unfinished
 from entrograd.pipeline.progress import progress
 from entrograd.pipeline.shards import chosen_shards, map_shards
@@ -40,6 +41,7 @@ from entrograd.rewards.verify.grade import Grader
 from entrograd.storage.files import write_json
 from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import (
+    Provenance,
     assemble,
     provenance,
     read_table,
@@ -139,31 +141,32 @@ def shard_worker(
         cluster = clusterer(params.clusters, grader, params.device)
 
         def work(index: int) -> Shard:
-            rows = reader.read(index)
+            piece, table = pieces[index], reader.read(index)
             try:
-                rows = complete(rows, known, tokenizer(model) if lacks_tokens(rows) else None)
-                annotated, groups = annotate_rows(rows, known, score, grader, cluster, params)
+                table = complete(table, known, tokenizer(model) if lacks_tokens(table) else None)
+                groups = groups_of(table, str(piece.file), piece.first_row)
+                statistics = annotate_groups(groups, known, score, grader, cluster, params)
             except InputError as error:
-                raise InputError(f"{pieces[index].file}: {error}") from None
+                message = str(error).removeprefix(f"{piece.file}: ")
+                raise InputError(f"{piece.file}: {message}") from None
             return Shard(
-                pa.Table.from_pylist(annotated, SCHEMAS["annotated"]),
-                pa.Table.from_pylist(groups, SCHEMAS["groups"]),
+                table_of(groups, "annotated"),
+                pa.Table.from_pylist(list(map(asdict, statistics)), SCHEMAS["groups"]),
                 policy,
-                frozenset(row["policy_version"] for row in rows) - {policy},
+                frozenset(table["policy_version"].unique().to_pylist()) - {policy},
             )
 
         yield work
 
 
-def _rated(shard: Path) -> Rows:
+def _rated(shard: Path) -> list[dict[str, Any]]:
     """The rows of a shard with what `summarise_heads` reads of them."""
-    rows: Rows = pq.read_table(
-        shard, columns=["prompt_id", "sample_index", "reward_heads"]
-    ).to_pylist()
+    columns = ["prompt_id", "sample_index", "reward_heads"]
+    rows: list[dict[str, Any]] = pq.read_table(shard, columns=columns).to_pylist()
     return rows
 
 
-def _temperature(origin: Mapping[str, Any], rollouts: Path) -> float:
+def _temperature(origin: Provenance, rollouts: Path) -> float:
     """The sampling temperature, at which logprobs and entropies are taken. Greedy completions
     are scored at 1, where every token has a finite log-probability."""
     sampling = origin.get("sampling")

@@ -3,26 +3,26 @@ elsewhere leave out: tokens, sample numbers, how a completion ended."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from entrograd.data.prompt import encode
+from entrograd.data.groups import arrays_of, list_array
+from entrograd.data.prompt import PromptRow, Tokenizer, encode
 from entrograd.errors import InputError
 from entrograd.storage import schemas
 from entrograd.storage.tables import read_table
 
-Rows = list[dict[str, Any]]
-
 # A piece is closed behind the group that reaches one of these; it bounds what is held in memory.
 PIECE_ROWS = 4096
 PIECE_TOKENS = 1 << 18
-_BYTES_A_TOKEN = 4  # where only text is known
+_BYTES_PER_TOKEN = 4  # where only text is known
 _READ_ROWS = 512
 
 
@@ -32,9 +32,10 @@ class Piece:
 
     file: Path
     rows: int
+    first_row: int  # of the file
 
 
-class Prompts(Mapping[str, dict[str, Any]]):
+class Prompts(Mapping[str, PromptRow]):
     """prompt_id -> its row of the prompts table, which stays in Arrow's form."""
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +43,8 @@ class Prompts(Mapping[str, dict[str, Any]]):
         self._table = read_table(path, "prompts").combine_chunks()
         self._rows = {name: row for row, name in enumerate(self._table["prompt_id"].to_pylist())}
 
-    def __getitem__(self, prompt_id: str) -> dict[str, Any]:
-        row: dict[str, Any] = self._table.slice(self._rows[prompt_id], 1).to_pylist()[0]
+    def __getitem__(self, prompt_id: str) -> PromptRow:
+        row: PromptRow = self._table.slice(self._rows[prompt_id], 1).to_pylist()[0]
         return row
 
     def __contains__(self, prompt_id: object) -> bool:
@@ -83,7 +84,7 @@ def plan(files: Sequence[Path], prompts: Prompts) -> list[Piece]:
             until = max(until, last[name])
             full = row + 1 - start >= PIECE_ROWS or held >= PIECE_TOKENS
             if row + 1 == len(names) or (full and row == until):
-                pieces.append(Piece(file, row + 1 - start))
+                pieces.append(Piece(file, row + 1 - start, start))
                 start, held = row + 1, 0
     if not pieces:
         raise InputError(f"{files[0]}: no rows; there is nothing to annotate")
@@ -95,78 +96,108 @@ class PieceReader:
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self._pieces = pieces
-        self._file: Path | None = None  # open, standing before the piece `_next`, at row `_row`
-        self._next = self._row = 0
+        self._file: Path | None = None  # open, standing before the piece `_next`
+        self._next = 0
         self._batches: Iterator[pa.Table] = iter(())
         self._waiting: list[pa.Table] = []
 
-    def read(self, number: int) -> Rows:
-        """The rows of a piece, in schema `completions`."""
-        file = self._pieces[number].file
-        if self._file != file or self._next > number:
-            self._next = next(i for i, piece in enumerate(self._pieces) if piece.file == file)
-            self._file, self._row, self._batches, self._waiting = file, 0, _batches(file), []
-        for piece in self._pieces[self._next : number]:
-            self._take(piece.rows)
-        row, table = self._row, self._take(self._pieces[number].rows)
+    def read(self, number: int) -> pa.Table:
+        """A piece, in schema `completions`."""
+        piece = self._pieces[number]
+        if self._file != piece.file or self._next > number:
+            self._next = next(i for i, p in enumerate(self._pieces) if p.file == piece.file)
+            self._file, self._batches, self._waiting = piece.file, _batches(piece.file), []
+        for passed in self._pieces[self._next : number]:
+            self._take(passed.rows)
+        table = self._take(piece.rows)
         self._next = number + 1
-        rows: Rows = schemas.validate(table, "completions", str(file), row).to_pylist()
-        return rows
+        return schemas.validate(table, "completions", str(piece.file), piece.first_row)
 
     def _take(self, count: int) -> pa.Table:
         while sum(table.num_rows for table in self._waiting) < count:
             self._waiting.append(next(self._batches))
         table = pa.concat_tables(self._waiting)
         self._waiting = [table.slice(count)]
-        self._row += count
         return table.slice(0, count)
 
 
-def complete(rows: Rows, prompts: Mapping[str, Mapping[str, Any]], tokenizer: Any) -> Rows:
-    """Rows of schema `rollouts` from rows of `completions`: what is absent is filled in.
+def complete(
+    table: pa.Table, prompts: Mapping[str, PromptRow], tokenizer: Tokenizer | None
+) -> pa.Table:
+    """A table of schema `rollouts` from one of `completions`: what is absent is filled in.
 
     - prompt_ids: the prompt of the prompts table, as stage rollout gives it to this model.
-    - completion_ids: the text on its own, as sampling would have continued the prompt; where the
+    - completion_ids: the text on its own, as sampling would have continued the prompt; if the
       completion is finished and does not end so, the end-of-sequence token follows.
     - finish_reason `stop`, sample_index by order in the group, seed 0, policy_version `unknown`.
 
-    InputError names the prompt that has no text, or the group that numbers only some samples.
+    `tokenizer` may be None unless `lacks_tokens`. InputError names the prompt that has no text, or
+    the group that numbers only some samples.
     """
-    groups: dict[str, Rows] = {}
-    for row in rows:
-        groups.setdefault(row["prompt_id"], []).append(row)
-    for name, members in groups.items():
-        unnumbered = [row for row in members if row["sample_index"] is None]
-        if unnumbered and len(unnumbered) < len(members):
+    defaults = {"finish_reason": "stop", "seed": 0, "policy_version": "unknown"}
+    columns = {name: pc.fill_null(table[name], value) for name, value in defaults.items()}
+    columns["sample_index"] = _sample_indexes(table)
+    if lacks_tokens(table):
+        assert tokenizer is not None
+        columns["prompt_ids"] = _prompt_ids(table, prompts, tokenizer)
+        columns["completion_ids"] = _completion_ids(table, columns["finish_reason"], tokenizer)
+    schema = schemas.SCHEMAS["rollouts"]
+    return pa.table([columns.get(name, table[name]) for name in schema.names], schema=schema)
+
+
+def lacks_tokens(table: pa.Table) -> bool:
+    """Whether `complete` needs a tokenizer."""
+    return bool(table["prompt_ids"].null_count or table["completion_ids"].null_count)
+
+
+def _sample_indexes(table: pa.Table) -> pa.ChunkedArray | pa.Array:
+    column = table["sample_index"]
+    if not column.null_count:
+        return column
+    names = table["prompt_id"].to_pylist()
+    sizes, numbered = (
+        Counter(names),
+        Counter(table.filter(column.is_valid())["prompt_id"].to_pylist()),
+    )
+    for name, size in sizes.items():
+        if 0 < numbered[name] < size:
             raise InputError(
-                f"prompt_id {name}: {len(unnumbered)} of {len(members)} rows have no sample_index; "
+                f"prompt_id {name}: {size - numbered[name]} of {size} rows have no sample_index; "
                 "number all of a group's completions, or none"
             )
-        for number, row in enumerate(unnumbered):
-            row["sample_index"] = number
-        if any(row["prompt_ids"] is None for row in members):
-            ids = encode(prompts[name], tokenizer)
-            for row in members:
-                row["prompt_ids"] = ids if row["prompt_ids"] is None else row["prompt_ids"]
-    defaults = {"finish_reason": "stop", "seed": 0, "policy_version": "unknown"}
-    for row in rows:
-        row.update({key: value for key, value in defaults.items() if row[key] is None})
-        if row["completion_ids"] is None:
-            row["completion_ids"] = _tokens(row, tokenizer)
-    return rows
+    seen: Counter[str] = Counter()
+    values = []
+    for name, index in zip(names, column.to_pylist(), strict=True):
+        values.append(seen[name] if index is None else index)
+        seen[name] += 1
+    return pa.array(values, column.type)
 
 
-def lacks_tokens(rows: Rows) -> bool:
-    """Whether `complete` needs a tokenizer."""
-    return any(row["prompt_ids"] is None or row["completion_ids"] is None for row in rows)
+def _prompt_ids(
+    table: pa.Table, prompts: Mapping[str, PromptRow], tokenizer: Tokenizer
+) -> pa.Array:
+    encoded: dict[str, np.ndarray] = {}
+    arrays = arrays_of(table["prompt_ids"])
+    for row, name in enumerate(table["prompt_id"].to_pylist()):
+        if arrays[row] is None:
+            if name not in encoded:
+                encoded[name] = np.array(encode(prompts[name], tokenizer), np.int32)
+            arrays[row] = encoded[name]
+    return list_array(arrays, table["prompt_ids"].type)
 
 
-def _tokens(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
-    ids = [int(i) for i in tokenizer.encode(row["completion_text"], add_special_tokens=False)]
+def _completion_ids(table: pa.Table, reasons: pa.ChunkedArray, tokenizer: Tokenizer) -> pa.Array:
+    arrays = arrays_of(table["completion_ids"])
+    texts, reasons = table["completion_text"].to_pylist(), reasons.to_pylist()
     end = tokenizer.eos_token_id
-    if row["finish_reason"] == "stop" and ids[-1:] != [end]:
-        ids.append(int(end))
-    return ids
+    assert end is not None
+    for row, (text, reason) in enumerate(zip(texts, reasons, strict=True)):
+        if arrays[row] is None:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            if reason == "stop" and ids[-1:] != [end]:
+                ids = [*ids, end]
+            arrays[row] = np.array(ids, np.int32)
+    return list_array(arrays, table["completion_ids"].type)
 
 
 def _batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -187,7 +218,7 @@ def _columns(file: Path) -> tuple[list[str], list[int]]:
         for table in _batches(file, ["prompt_id", *measured]):
             table = schemas.validate(table, "completions", str(file), len(names))
             names += table["prompt_id"].to_pylist()
-            text = pc.divide(pc.binary_length(table["completion_text"]), _BYTES_A_TOKEN)
+            text = pc.divide(pc.binary_length(table["completion_text"]), _BYTES_PER_TOKEN)
             tokens = pc.coalesce(pc.list_value_length(table["completion_ids"]), text)
             prompt = pc.coalesce(pc.list_value_length(table["prompt_ids"]), 0)
             sizes += pc.add(tokens, prompt).to_pylist()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from entrograd.models.params import local
-from entrograd.params import Device, DType, Fraction, Positive, Section
+from entrograd.params import Device, DType, Execution, Fraction, Positive, Section
 from entrograd.pipeline.params import Executor
 from entrograd.rewards.params import GraderParams, Head
 
@@ -96,11 +96,11 @@ class AnnotateParams(Section):
     heads: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Head] = {}
     clusters: Annotated[ClusterParams, Field(discriminator="kind")] = AnswerClusters()
     segments: Annotated[SegmentParams, Field(discriminator="kind")] | None = None
-    executor: Annotated[Executor, Field(exclude=True)] = Executor()
-    token_budget: Positive = 32768
+    executor: Annotated[Executor, Execution] = Executor()
+    token_budget: Annotated[Positive, Execution] = 32768
     alarms: Alarms = Alarms()
     dtype: DType = "auto"
-    device: Device = "auto"
+    device: Annotated[Device, Execution] = "auto"
 
 
 class AnnotateStage(Section):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,24 @@ from entrograd.storage.files import read_json
 # ENCORE's own (arXiv 2503.20995), for weights to look at: stage annotate knows no method. Training
 # weighs the same entropies by method.encore's tau and log_base.
 TAU, LOG_BASE = 2.0, math.e
+
+
+class HeadSummary(TypedDict):
+    """What results/reward_heads.json says of a head."""
+
+    mean: float
+    entropy: float  # nats
+    weight: float
+    ratings: dict[str, float]  # the fraction of completions at each rating
+
+
+class HeadsSummary(TypedDict):
+    """The numbers of results/reward_heads.json."""
+
+    completions: int
+    tau: float
+    log_base: float
+    heads: dict[str, HeadSummary]
 
 
 def head_values(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Tensor]:
@@ -40,11 +58,11 @@ def head_values(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Tens
     }
 
 
-def summarise_heads(shards: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def summarise_heads(shards: Iterable[Sequence[Mapping[str, Any]]]) -> HeadsSummary:
     """The numbers of results/reward_heads.json: for each head the share of completions at each
     rating, their mean, their entropy (nats) and ENCORE's weight at the `tau` and `log_base` named.
 
-    `shards`: rows of schema `annotated`, some at a time; of each a number a head is kept.
+    `shards`: rows of schema `annotated`, some at a time; of each one number per head is kept.
     """
     completions = 0
     parts: list[dict[str, Tensor]] = []

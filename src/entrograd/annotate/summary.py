@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from entrograd.annotate.groups import GroupStatistics
 from entrograd.annotate.params import Alarms
+from entrograd.data.groups import PromptGroup, table_of
 from entrograd.errors import InputError
 from entrograd.rewards.verify.grade import STATUSES
 from entrograd.storage.schemas import SCHEMAS
@@ -21,40 +23,37 @@ log = logging.getLogger("entrograd")
 WATCHED = ("no_answer", "truncated", "timeout")  # statuses whose shares raise alarms
 
 
-def summarise(annotated: Sequence[Path], groups: Sequence[Path]) -> dict[str, Any]:
-    """The numbers of results/annotate.json, from shards of both tables; entropies in nats.
+class Summary(TypedDict):
+    """The numbers of results/annotate.json; entropies in nats."""
 
-    `groups_with_signal` is the share of groups whose rewards differ; `mean_token_entropy` is over
-    all tokens, `mean_semantic_entropy` (rao) over groups.
-    """
+    completions: int
+    groups: int
+    mean_reward: float
+    status: dict[str, float]  # the fraction of completions with each reward status
+    groups_with_signal: float  # the fraction of groups whose rewards differ
+    mean_token_entropy: float  # over all tokens
+    mean_semantic_entropy: float  # estimator rao, over groups
+
+
+def summarise(annotated: Sequence[Path], groups: Sequence[Path]) -> Summary:
+    """The summary of shards of both tables."""
     return _summarise(
         (read_table(file, "annotated") for file in annotated),
         (read_table(file, "groups") for file in groups),
     )
 
 
-def summarise_rows(
-    rows: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """`summarise` of rows in memory, at least one, and of their groups' rows."""
-    tables = (
-        pa.Table.from_pylist(
-            [{name: row[name] for name in names} for row in found],
-            schema=pa.schema([schema.field(name) for name in names]),
-        )
-        for found, names, schema in (
-            (
-                rows,
-                ("prompt_id", "reward", "reward_status", "entropies"),
-                SCHEMAS["annotated"],
-            ),
-            (groups, ("semantic_entropy_rao",), SCHEMAS["groups"]),
-        )
-    )
-    return _summarise([next(tables)], [next(tables)])
+def summarise_groups(
+    groups: Sequence[PromptGroup], statistics: Sequence[GroupStatistics]
+) -> Summary:
+    """The summary of groups in memory, at least one."""
+    entropies = [each.semantic_entropy_rao for each in statistics]
+    column = SCHEMAS["groups"].field("semantic_entropy_rao")
+    of_groups = pa.table([pa.array(entropies, column.type)], names=[column.name])
+    return _summarise([table_of(groups, "annotated")], [of_groups])
 
 
-def _summarise(annotated: Iterable[pa.Table], groups: Iterable[pa.Table]) -> dict[str, Any]:
+def _summarise(annotated: Iterable[pa.Table], groups: Iterable[pa.Table]) -> Summary:
     counts = dict.fromkeys(STATUSES, 0)
     completions = signal = tokens = prompts = 0
     reward = entropy = semantic = 0.0
@@ -83,7 +82,7 @@ def _summarise(annotated: Iterable[pa.Table], groups: Iterable[pa.Table]) -> dic
     }
 
 
-def check_alarms(summary: Mapping[str, Any], alarms: Alarms, where: str = "") -> int:
+def check_alarms(summary: Summary, alarms: Alarms, where: str = "") -> int:
     """How many alarms a summary raises: each is a warning, or, past its `_stop`, an InputError.
 
     `where` names the round. Beside the thresholds, that some comparison failed is one.
@@ -112,7 +111,7 @@ def check_alarms(summary: Mapping[str, Any], alarms: Alarms, where: str = "") ->
     return count
 
 
-def _alarms(summary: Mapping[str, Any]) -> Iterator[tuple[str, float, int, str]]:
+def _alarms(summary: Summary) -> Iterator[tuple[str, float, int, str]]:
     """Of each alarm: its name, the value it watches, 1 where that may be too large (-1: too small),
     and the value in words."""
     of = f"of {summary['completions']} completions are"
@@ -131,6 +130,6 @@ _REMEDIES = {
     "truncated": "raise rollout.sampling.max_new_tokens or set stop strings",
     "timeout": "raise annotate.grader.timeout_seconds, or look at the answers of these rows",
     "no_signal": "training on these moves nothing: choose harder or easier prompts, or more "
-    "completions a prompt",
+    "completions per prompt",
     "entropy": "the policy explores no more: lower the learning rate, or sample hotter",
 }

@@ -1,84 +1,93 @@
-"""Token log-probabilities and entropies of rollouts, checked: one finite value a token."""
+"""Token log-probabilities and entropies of rollouts, checked: one finite value per token."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from entrograd.annotate.params import AnnotateParams
+from entrograd.data.groups import Completion, PromptGroup
 from entrograd.errors import InputError
 
-Row = Mapping[str, Any]
-TokenValues = tuple[list[float], list[float]]
-Score = Callable[[list[dict[str, Any]]], list[TokenValues]]
+TokenValues = tuple[np.ndarray, np.ndarray]  # old_logprobs and entropies, [T] each, nats
+# Groups -> the values of each completion, group after group.
+Score = Callable[[Sequence[PromptGroup]], Sequence[TokenValues]]
 
 
-def token_values(rows: Sequence[Row], score: Score) -> list[TokenValues]:
-    """(old_logprobs, entropies) of each rollout row, in nats, one value a completion token.
+def token_values(groups: Sequence[PromptGroup], score: Score) -> Sequence[TokenValues]:
+    """(old_logprobs, entropies) of each completion, group after group, in nats.
 
-    InputError names prompt_id and sample_index of a row without tokens or of a non-finite value;
-    ValueError where `score` gives another number of values than there are tokens.
+    InputError names prompt_id and sample_index of a completion without tokens or with a non-finite
+    value; ValueError if `score` gives another number of values than there are tokens.
     """
-    for row in rows:
-        if not row["completion_ids"] or not row["prompt_ids"]:
-            empty = "prompt_ids" if not row["prompt_ids"] else "completion_ids"
-            raise InputError(f"{name(row)}: {empty} is empty; drop the row or give its tokens")
-    scored = score([dict(row) for row in rows])
-    if len(scored) != len(rows):
-        raise ValueError(f"{len(scored)} scores for {len(rows)} completions")
-    for row, values in zip(rows, scored, strict=True):
+    pairs = [(group, completion) for group in groups for completion in group.completions]
+    for group, completion in pairs:
+        if not len(completion) or not len(group.prompt_ids):
+            empty = "completion_ids" if len(group.prompt_ids) else "prompt_ids"
+            raise InputError(
+                f"{label(group, completion)}: {empty} is empty; drop the row or give its tokens"
+            )
+    scored = score(groups)
+    if len(scored) != len(pairs):
+        raise ValueError(f"{len(scored)} scores for {len(pairs)} completions")
+    for (group, completion), values in zip(pairs, scored, strict=True):
         for column, numbers in zip(("old_logprobs", "entropies"), values, strict=True):
-            if len(numbers) != len(row["completion_ids"]):
+            if len(numbers) != len(completion):
                 raise ValueError(
-                    f"{name(row)}: {len(numbers)} {column} for {len(row['completion_ids'])} tokens"
+                    f"{label(group, completion)}: {len(numbers)} {column} for {len(completion)} "
+                    "tokens"
                 )
-            bad = next((i for i, number in enumerate(numbers) if not math.isfinite(number)), None)
-            if bad is not None:
+            finite = np.isfinite(numbers)
+            if not finite.all():
+                bad = int(finite.argmin())
                 raise InputError(
-                    f"{name(row)}: {column} is {numbers[bad]} at token {bad}; check the model's "
-                    "weights, or compute in float32 (annotate.dtype)"
+                    f"{label(group, completion)}: {column} is {numbers[bad]} at token {bad}; check "
+                    "the model's weights, or compute in float32 (annotate.dtype)"
                 )
     return scored
 
 
 def scorer(params: AnnotateParams, model: Path, temperature: float) -> tuple[Score, str]:
-    """Load the model: the score function of rows, and the version of its weights."""
+    """Load the model: the score function of groups, and the version of its weights."""
     from entrograd.models.forward import score
     from entrograd.models.load import context_length, load_model, policy_version
 
     loaded = load_model(model, params.dtype, params.device)
     vocabulary, context = loaded.get_input_embeddings().num_embeddings, context_length(loaded)
 
-    def score_rows(rows: list[dict[str, Any]]) -> list[TokenValues]:
-        for row in rows:
-            _check_fits(row, vocabulary, context, model)
+    def score_groups(groups: Sequence[PromptGroup]) -> Sequence[TokenValues]:
+        pairs = [(group, completion) for group in groups for completion in group.completions]
+        for group, completion in pairs:
+            _check_fits(group, completion, vocabulary, context, model)
         return score(
             loaded,
-            [row["prompt_ids"] for row in rows],
-            [row["completion_ids"] for row in rows],
+            [group.prompt_ids for group, _ in pairs],
+            [completion.completion_ids for _, completion in pairs],
             temperature,
             params.token_budget,
         )
 
-    return score_rows, policy_version(loaded)
+    return score_groups, policy_version(loaded)
 
 
-def _check_fits(row: Row, vocabulary: int, context: int, model: Path) -> None:
-    tokens = [*row["prompt_ids"], *row["completion_ids"]]
+def _check_fits(
+    group: PromptGroup, completion: Completion, vocabulary: int, context: int, model: Path
+) -> None:
+    tokens = np.concatenate([group.prompt_ids, completion.completion_ids])
     if len(tokens) > context:
         raise InputError(
-            f"{name(row)}: {len(tokens)} tokens do not fit the context of {model} ({context}); "
-            "drop the row or give the model that sampled it"
+            f"{label(group, completion)}: {len(tokens)} tokens do not fit the context of {model} "
+            f"({context}); drop the row or give the model that sampled it"
         )
-    if min(tokens) < 0 or max(tokens) >= vocabulary:
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
         raise InputError(
-            f"{name(row)}: token {max(tokens)} is not in the vocabulary of {model} "
+            f"{label(group, completion)}: token {tokens.max()} is not in the vocabulary of {model} "
             f"({vocabulary}); give the model that sampled it"
         )
 
 
-def name(row: Row) -> str:
-    """How messages name a rollout row."""
-    return f"prompt_id {row['prompt_id']}, sample_index {row['sample_index']}"
+def label(group: PromptGroup, completion: Completion) -> str:
+    """How messages name a completion."""
+    return f"prompt_id {group.prompt_id}, sample_index {completion.sample_index}"

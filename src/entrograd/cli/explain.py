@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="a parameter (a2=0.2, seed_grpo.alpha=0.1) or a choice (credit=gtpo)",
+        help="a parameter (a2=0.2, seed_grpo.alpha=0.1) or a component (advantage=gtpo)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`entrograd methods`: the methods and what they need."""
+"""`entrograd methods`: the methods, their components and the columns those read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-HELP = "every method: paper, equation, needs"
+HELP = "every method and component: paper, equation, required columns"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,21 +16,33 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Print the answer."""
-    from entrograd.methods.catalogue import methods_table
+    from entrograd.methods.catalogue import components_table, methods_table
 
-    table = methods_table()
+    methods, components = methods_table(), components_table()
     if given.json:
-        print(json.dumps(table, indent=2, ensure_ascii=False))
+        rows = {
+            "methods": [row._asdict() for row in methods],
+            "components": [row._asdict() for row in components],
+        }
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    for method in table:
-        print(f"{method['name']}  ({method['paper']})")
-        print(f"    {method['equation']}")
-        print(f"    needs: {_columns(method['needs'])}")
-        for setting, needs in method["needs_with"].items():
-            print(f"      with {setting}: {_columns(needs)}")
-    print("The options of any loss: kl_coefficient above 0 needs ref_logprobs too,")
-    print("importance_sampling sampling_logprobs.")
+    lines = [["method", *methods[0].components, "required columns"]]
+    lines += [
+        [row.name, *row.components.values(), _columns(row.required_columns)] for row in methods
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    for part in components:
+        print(f"\n{part.choice}: {part.name}  ({part.paper})")
+        print(f"    {part.equation}")
+        print(f"    required columns: {_columns(part.required_columns)}")
+        for setting, columns in part.required_columns_with.items():
+            print(f"      with {setting}: {_columns(columns)}")
+    print("\nEvery reward has overlong_length and overlong_buffer. Every loss has kl_coefficient,")
+    print("which reads ref_logprobs, and importance_sampling, which reads sampling_logprobs.")
 
 
-def _columns(needs: Sequence[str]) -> str:
-    return ", ".join(needs) or "rewards alone"
+def _columns(names: Sequence[str]) -> str:
+    return ", ".join(names) or "rewards alone"

@@ -55,15 +55,15 @@ class PromptGroup:
         return len(self.completions)
 
 
-def groups_of(table: pa.Table, where: str) -> list[PromptGroup]:
+def groups_of(table: pa.Table, where: str, first_row: int = 0) -> list[PromptGroup]:
     """The groups of a validated `rollouts` or `annotated` table, in order of first appearance.
 
-    Token arrays are views of the table's buffers. InputError names the row, counted from 0 in
-    `where`, whose token column has another length than its tokens, or whose prompt differs from
-    its group's.
+    Token arrays are views of the table's buffers. InputError names the row of `where`, where
+    `table` begins at `first_row`, whose token column has another length than its tokens, or whose
+    prompt differs from its group's.
     """
     names = [name for name in TOKEN_COLUMNS if name in table.column_names]
-    lists = {name: _lists(table, name) for name in ("prompt_ids", "completion_ids", *names)}
+    lists = {name: arrays_of(table[name]) for name in ("prompt_ids", "completion_ids", *names)}
     plain = {
         column.name: table[column.name].to_pylist()
         for column in TABLES["annotated"]
@@ -71,6 +71,7 @@ def groups_of(table: pa.Table, where: str) -> list[PromptGroup]:
     }
     groups: dict[str, PromptGroup] = {}
     for row in range(table.num_rows):
+        place = f"{where}: row {first_row + row}"
         prompt_ids, ids = lists["prompt_ids"][row], lists["completion_ids"][row]
         assert prompt_ids is not None
         assert ids is not None
@@ -78,7 +79,7 @@ def groups_of(table: pa.Table, where: str) -> list[PromptGroup]:
         for name, values in tokens.items():
             if len(values) != len(ids):
                 raise InputError(
-                    f"{where}: row {row}: {name} has {len(values)} values for {len(ids)} "
+                    f"{place}: {name} has {len(values)} values for {len(ids)} "
                     "completion tokens; annotate it again"
                 )
         value = {name: values[row] for name, values in plain.items()}
@@ -87,8 +88,8 @@ def groups_of(table: pa.Table, where: str) -> list[PromptGroup]:
         )
         if not np.array_equal(group.prompt_ids, prompt_ids):
             raise InputError(
-                f"{where}: row {row}: prompt_ids differ from those of the other rows of prompt "
-                f"{group.prompt_id}; give a prompt_id to each prompt"
+                f"{place}: prompt_ids differ from those of the other rows of prompt "
+                f"{group.prompt_id}; give each prompt a prompt_id of its own"
             )
         heads = value.pop("reward_heads", None)
         value.pop("prompt_id")
@@ -110,13 +111,13 @@ def table_of(groups: Iterable[PromptGroup], name: str) -> pa.Table:
     for schema_field in SCHEMAS[name]:
         key = schema_field.name
         if key == "prompt_ids":
-            columns.append(_list_array([group.prompt_ids for group, _ in pairs], schema_field.type))
+            columns.append(list_array([group.prompt_ids for group, _ in pairs], schema_field.type))
         elif key == "completion_ids":
             arrays = [completion.completion_ids for _, completion in pairs]
-            columns.append(_list_array(arrays, schema_field.type))
+            columns.append(list_array(arrays, schema_field.type))
         elif key in TOKEN_COLUMNS:
             values = [completion.tokens.get(key) for _, completion in pairs]
-            columns.append(_list_array(values, schema_field.type))
+            columns.append(list_array(values, schema_field.type))
         elif key == "prompt_id":
             columns.append(pa.array([group.prompt_id for group, _ in pairs], schema_field.type))
         elif key == "reward_heads":
@@ -133,9 +134,8 @@ def table_of(groups: Iterable[PromptGroup], name: str) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMAS[name])
 
 
-def _lists(table: pa.Table, name: str) -> list[np.ndarray | None]:
+def arrays_of(column: pa.ChunkedArray) -> list[np.ndarray | None]:
     """The arrays of a list column, views of its buffer; None for null."""
-    column = table[name]
     column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     offsets = column.offsets.to_numpy()
     values = column.values.to_numpy(zero_copy_only=True)
@@ -146,8 +146,8 @@ def _lists(table: pa.Table, name: str) -> list[np.ndarray | None]:
     ]
 
 
-def _list_array(arrays: Sequence[np.ndarray | None], kind: pa.ListType) -> pa.Array:
-    """A list column of these arrays; None is null."""
+def list_array(arrays: Sequence[np.ndarray | None], kind: pa.ListType) -> pa.Array:
+    """A list column of type `kind` with these arrays; None is null."""
     sizes = [0 if array is None else len(array) for array in arrays]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
     parts = [array for array in arrays if array is not None]

@@ -3,21 +3,66 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypedDict
 
 from jinja2 import TemplateError
 
 from entrograd.data.params import PromptFormat
 from entrograd.errors import InputError
 
+Messages = list[dict[str, str]]
+
+
+class Rendered(TypedDict):
+    """A problem as text or as a chat; the other is None."""
+
+    messages: Messages | None
+    prompt_text: str | None
+
+
+class PromptRow(Rendered):
+    """A row of the prompts table."""
+
+    prompt_id: str
+    source: str
+    split: str
+    problem: str
+    answers: list[str]
+    level: str | None
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    eos_token_id: int | None
+    chat_template: str | None
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text."""
+
+    def decode(self, ids: Sequence[int], /, *, skip_special_tokens: bool = False) -> str:
+        """The text of tokens."""
+
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        /,
+        *,
+        add_generation_prompt: bool,
+        tokenize: bool,
+        return_dict: bool,
+    ) -> list[int]:
+        """The tokens of a chat."""
+
+
 _SLOT = re.compile(r"\{(problem|answer)\}")
 
 
-def render(problem: str, fmt: PromptFormat) -> dict[str, Any]:
+def render(problem: str, fmt: PromptFormat) -> Rendered:
     """A problem as the columns `messages` and `prompt_text` of the prompts table.
 
-    Style few_shot gives text: the template once an example, with its answer, then once for the
+    Style few_shot gives text: the template once per example, with its answer, then once for the
     problem, cut before `{answer}`. Style chat gives messages: the system's, where there is one,
     and the user's. The other column is None. Braces in a problem are text, never slots.
 
@@ -37,14 +82,14 @@ def render(problem: str, fmt: PromptFormat) -> dict[str, Any]:
     return {"messages": None, "prompt_text": "".join([*shots, _fill(opening, problem)])}
 
 
-def encode(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
+def encode(row: Mapping[str, Any], tokenizer: Tokenizer) -> list[int]:
     """The prompt ids of a row of the prompts table.
 
     `prompt_text` is tokenised as raw text, with the special tokens its tokenizer begins a text
     with; `messages` go through the tokenizer's chat template, opened for the assistant's turn.
 
-    Raises InputError naming the prompt where it is empty, where the tokenizer has no chat
-    template or where the template refuses the messages.
+    Raises InputError naming the prompt if it is empty, if the tokenizer has no chat template
+    or if the template refuses the messages.
     """
     name, text, messages = row.get("prompt_id", "?"), row.get("prompt_text"), row.get("messages")
     if (text is None) == (messages is None):
@@ -58,7 +103,7 @@ def encode(row: Mapping[str, Any], tokenizer: Any) -> list[int]:
     return [int(token) for token in ids]
 
 
-def _encode_messages(name: str, messages: list[Mapping[str, str]], tokenizer: Any) -> Any:
+def _encode_messages(name: str, messages: Messages, tokenizer: Tokenizer) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"prompt {name} has messages, but the tokenizer has no chat template; "

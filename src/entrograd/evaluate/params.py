@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from entrograd.data.params import FileSource, HubSource, PromptFormat
-from entrograd.params import Device, DType, Positive, Section
+from entrograd.params import Device, DType, Execution, Positive, Section
 from entrograd.rewards.params import GraderParams
 from entrograd.rollout.params import Sampling
 
@@ -41,9 +41,9 @@ class EvaluateParams(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: int = 0
     grader: GraderParams = GraderParams()
-    token_budget: Positive = 32768
+    token_budget: Annotated[Positive, Execution] = 32768
     dtype: DType = "auto"
-    device: Device = "auto"
+    device: Annotated[Device, Execution] = "auto"
 
     @model_validator(mode="after")
     def _distinct(self) -> EvaluateParams:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entrograd.methods.base import Batch, Recipe, no_modulation
-from entrograd.methods.seed_grpo import group_entropy
+from entrograd.methods.batch import Batch
+from entrograd.methods.recipe import Recipe
+from entrograd.methods.semantic_entropy import group_entropy
 from entrograd.numerics import groups, kl, masked, surrogate
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -26,24 +27,27 @@ def diagnostics(
         advantages: [B, T] as recipe.advantages gave them.
     """
     with torch.no_grad():
-        found = {
-            **_reward(batch, advantages),
+        measured = {
+            **_reward(recipe, batch, advantages),
             **_policy(recipe, batch, logprobs, advantages),
             **_entropy(batch),
-            **_modulation(recipe, batch),
+            **_prompts(recipe, batch),
             **_advantages(recipe, batch, advantages),
         }
-        return {name: float(value) + 0.0 for name, value in found.items()}
+        return {name: float(value) + 0.0 for name, value in measured.items()}
 
 
-def _reward(batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
-    """reward_mean, as graded; zero_signal_fraction: share of groups whose advantages are all
-    zero; length_mean: trained tokens a completion."""
+def _reward(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
+    """reward_mean, as graded; length_mean: trained tokens per completion; zero_signal_fraction:
+    share of groups whose advantages are all zero; weight_NAME: what each head weighs in the
+    reward."""
     silent = groups.totals((advantages != 0).any(-1), batch.groups) == 0
+    weights = recipe.reward.head_weights(batch.head_names)
     return {
         "reward_mean": batch.rewards.double().mean(),
         "length_mean": batch.lengths.double().mean(),
         "zero_signal_fraction": _group_mean(silent.double(), batch),
+        **{f"weight_{name}": torch.tensor(weights[name], dtype=torch.float64) for name in weights},
     }
 
 
@@ -54,31 +58,21 @@ def _policy(
     below (above) its bound while the advantage is negative (positive), so that they give no
     gradient. weight_capped, of a loss that clips a weight (CISPO): share of trained tokens with an
     advantage whose weight is the bound; they keep their gradient.
-    kl (by k3), kl_k1: KL(old || current) in nats a token, over the old policy's samples;
+    kl (by k3), kl_k1: KL(old || current) in nats per token, over the old policy's samples;
     kl_ref: KL(current || reference) by k3. log_ratio_max: the largest |log ratio| of a token."""
     mask = batch.completion_mask
     logs = surrogate.log_ratio(logprobs, batch.old_logprobs, mask).double()
-    params = recipe.params[recipe.loss.name]
-    found = {
+    measured = {
         "kl_k1": -_token_mean(logs, mask),
         "kl": _token_mean(kl.k3(torch.zeros_like(logs), logs), mask),
         "log_ratio_max": logs.abs().max(),
     }
     if batch.ref_logprobs is not None:
         now, reference = masked.fill(logprobs, mask), masked.fill(batch.ref_logprobs, mask)
-        found["kl_ref"] = _token_mean(kl.k3(now.double(), reference.double()), mask)
-    low, high = getattr(params, "clip_low", None), getattr(params, "clip_high", None)
-    ratio = recipe.loss.ratio(logprobs, batch.old_logprobs, mask)
-    if low is not None:
-        below = (ratio < 1 - low) & (advantages < 0)
-        found["clip_low"] = _token_mean(below.double(), mask)
-    if high is not None and recipe.loss.clips_weight:
-        capped = (ratio > 1 + high) & (advantages != 0)
-        found["weight_capped"] = _token_mean(capped.double(), mask)
-    elif high is not None:
-        above = (ratio > 1 + high) & (advantages > 0)
-        found["clip_high"] = _token_mean(above.double(), mask)
-    return found
+        measured["kl_ref"] = _token_mean(kl.k3(now.double(), reference.double()), mask)
+    for name, tokens in recipe.loss.clipped(logprobs, advantages, batch).items():
+        measured[name] = _token_mean(tokens.double(), mask)
+    return measured
 
 
 def _entropy(batch: Batch) -> dict[str, Tensor]:
@@ -90,25 +84,18 @@ def _entropy(batch: Batch) -> dict[str, Tensor]:
     return {"entropy_mean": _token_mean(values, mask), **quantiles}
 
 
-def _modulation(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
-    """semantic_entropy: mean over groups, nats, by seed_grpo's estimator; modulation_mean, _min:
-    the multiplier of a group's advantages; weight_NAME: what each head weighs in the reward."""
-    found: dict[str, Tensor] = {}
-    if recipe.reward.head_weights is not None:
-        params = recipe.params[recipe.reward.name]
-        weights = recipe.reward.head_weights(batch.head_names, params)
-        found |= {
-            f"weight_{name}": torch.tensor(weight, dtype=torch.float64)
-            for name, weight in weights.items()
-        }
+def _prompts(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
+    """semantic_entropy: mean over groups, nats; weighting_mean, _min: the factor on a group's
+    advantages."""
+    measured: dict[str, Tensor] = {}
     if batch.cluster_ids is not None:
-        estimator = recipe.params["seed_grpo"].estimator
-        found["semantic_entropy"] = _group_mean(group_entropy(batch, estimator), batch)
-    if recipe.modulation.modulate is not no_modulation:
-        factor = recipe.modulation.modulate(batch, recipe.params[recipe.modulation.name])
-        found["modulation_mean"] = _group_mean(factor.double(), batch)
-        found["modulation_min"] = factor.min()
-    return found
+        entropy = group_entropy(batch, recipe.estimator)
+        measured["semantic_entropy"] = _group_mean(entropy, batch)
+    if recipe.weighting.name != "none":
+        weights = recipe.weighting.weights(batch)
+        measured["weighting_mean"] = _group_mean(weights.double(), batch)
+        measured["weighting_min"] = weights.min()
+    return measured
 
 
 def _advantages(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
@@ -117,10 +104,10 @@ def _advantages(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, T
     advantage has the right sign; kept_tokens: share of tokens with an advantage in those groups,
     also where a mask leaves none; nonzero_tokens: the same over all tokens."""
     mask, correct = batch.completion_mask, batch.correct[:, None]
-    found = {"nonzero_tokens": _token_mean((advantages != 0).double(), mask)}
+    measured = {"nonzero_tokens": _token_mean((advantages != 0).double(), mask)}
     for name, chosen in (("correct", mask & correct), ("wrong", mask & ~correct)):
         if chosen.any():
-            found[f"advantage_{name}"] = _token_mean(advantages.double(), chosen)
+            measured[f"advantage_{name}"] = _token_mean(advantages.double(), chosen)
     equal = groups.all_equal(recipe.rewarded(batch).rewards, batch.groups)
     signal = mask & ~equal[:, None]
     for name, share, chosen in (
@@ -129,8 +116,8 @@ def _advantages(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, T
         ("kept_tokens", advantages != 0, signal),
     ):
         if chosen.any():
-            found[name] = _token_mean(share.double(), chosen)
-    return found
+            measured[name] = _token_mean(share.double(), chosen)
+    return measured
 
 
 def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -138,6 +125,6 @@ def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _group_mean(values: Tensor, batch: Batch) -> Tensor:
-    """The mean over groups of a value that is one a group, given a completion: [B] -> scalar."""
+    """The mean over groups of a value [B] that is the same for all completions of one."""
     once = 1 / groups.sizes(batch.groups)
     return (values * once).sum() / once.sum()

@@ -1,138 +1,174 @@
-"""The registry of methods, and what turns section `method` of params.yaml into a recipe."""
+"""What turns section `method` of params.yaml into a recipe: components loaded by name, and their
+parameters, strictly checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import logging
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, get_type_hints
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, create_model
 
 from entrograd.errors import InputError
-from entrograd.methods.base import Method, Recipe
-from entrograd.methods.options import read_by
+from entrograd.methods.components import (
+    KINDS,
+    AdvantageEstimator,
+    Component,
+    PolicyLoss,
+    PromptWeighting,
+    RewardComposer,
+)
 from entrograd.methods.params import MethodParams
+from entrograd.methods.presets import CHOICES, COMPONENTS
+from entrograd.methods.recipe import Recipe
 from entrograd.params import Section, check
+from entrograd.pipeline.modules import modules
 
 log = logging.getLogger("entrograd")
 
-# A method is a file here, of its name, that holds `METHOD`.
-METHODS: dict[str, Method] = {
-    name: import_module(f"entrograd.methods.{name}").METHOD
-    for name in (
-        "grpo",
-        "dapo",
-        "dr_grpo",
-        "gspo",
-        "cispo",
-        "high_entropy_tokens",
-        "empo",
-        "seed_grpo",
-        "gtpo",
-        "grpo_s",
-        "encore",
-        "asr",
-        "weighted",
-    )
-}
-
-# Words for a choice that takes nothing: GRPO's reward is the graded one, its modulation none.
-PLAIN = {"reward": "single", "modulation": "none"}
+C = TypeVar("C", bound=Component)
 
 
 def recipe(section: MethodParams) -> Recipe:
-    """The preset of `section`, with the choices and parameters it overrides.
+    """The preset of `section`, with the components and parameters it overrides.
 
     Raises:
-        InputError: an unknown method or key, a value of the wrong type or out of range, or a
-            combination that has no meaning; the message names the key and what is allowed.
+        InputError: an unknown key, a value of the wrong type or out of range, or a combination that
+            has no meaning; the message names the key and what is allowed.
     """
-    preset = _method(section.name, "name")
-    choices = {choice: _method(name, choice) for choice, name in section.choices.items()}
-    unknown = [name for name in section.blocks if name not in METHODS]
-    if unknown:
+    names = section.choices
+    for name, block in section.blocks.items():
+        _check_block(name, block, names)
+    reward = build(RewardComposer, names, section.blocks)
+    advantage = build(AdvantageEstimator, names, section.blocks)
+    if reward.label_free and advantage.by_correctness:
         raise InputError(
-            f"params.yaml: method.{unknown[0]}: unknown key; allowed here: name, reward, credit, "
-            f"modulation, loss, and a block for any of {', '.join(METHODS)}"
+            f"params.yaml: method.advantage: {advantage.name} tells correct from incorrect "
+            f"completions and {reward.name}'s reward uses no labels; take the advantage of grpo or "
+            "dr_grpo"
         )
-    if choices["reward"].label_free and choices["credit"].by_correctness:
+    return Recipe(
+        name=section.name,
+        title=section.title,
+        reward=reward,
+        advantage=advantage,
+        weighting=build(PromptWeighting, names, section.blocks),
+        loss=build(PolicyLoss, names, section.blocks),
+        estimator=section.blocks.get("seed_grpo", {}).get("estimator", "rao"),
+    )
+
+
+def component(kind: type[C], name: str) -> type[C]:
+    """The component of that kind and name, its module loaded."""
+    module, _, attribute = COMPONENTS[kind.choice][name].partition(":")
+    found = getattr(import_module(module), attribute)
+    if not (inspect.isclass(found) and issubclass(found, kind)):
+        raise TypeError(f"{module}:{attribute} is no {kind.__name__}")
+    return found
+
+
+def component_files(section: MethodParams) -> list[Path]:
+    """The files of the four components that `section` uses, and every file of the package that they
+    import. Nothing is loaded."""
+    specs = [find_spec(name) for name in section.modules]
+    files = {Path(spec.origin) for spec in specs if spec and spec.origin}
+    return sorted(files.union(*map(modules, files)))
+
+
+def owner(key: str, names: Mapping[str, str]) -> type[Component] | None:
+    """The component in use that has the parameter `key`."""
+    parts = (component(kind, names[kind.choice]) for kind in KINDS)
+    return next((part for part in parts if key in _block_model((part,)).model_fields), None)
+
+
+def build(kind: type[C], names: Mapping[str, str], blocks: Mapping[str, Any]) -> C:
+    """The component in use of that kind with its parameters; `blocks` are checked."""
+    name = names[kind.choice]
+    return _with(component(kind, name), name, blocks.get(name, {}))
+
+
+def _with(part: type[C], name: str, block: Mapping[str, Any]) -> C:
+    """The component with its own of the parameters of `block`, strictly checked."""
+    model = _block_model((part,))
+    own = {key: value for key, value in block.items() if key in model.model_fields}
+    checked = check(model, own, f"method.{name}")
+    try:
+        return part(**{key: getattr(checked, key) for key in model.model_fields})
+    except ValueError as error:
+        raise InputError(f"params.yaml: method.{name}: {error}") from None
+
+
+def _check_block(name: str, block: Any, names: Mapping[str, str]) -> None:
+    """InputError if `block` holds anything but parameters of the components called `name`; a
+    warning for those whose component is not in use, and InputError for the overlong penalty, which
+    is asked for only there."""
+    parts = [component(kind, name) for kind in KINDS if name in COMPONENTS[kind.choice]]
+    if not parts:
+        known = dict.fromkeys(name for names in COMPONENTS.values() for name in names)
         raise InputError(
-            f"params.yaml: method.credit: {choices['credit'].name} tells correct from incorrect "
-            f"completions and {choices['reward'].name}'s reward uses no labels; take the credit of "
-            "grpo or dr_grpo"
+            f"params.yaml: method.{name}: unknown key; allowed here: name, {', '.join(CHOICES)}, "
+            f"and a block for any of {', '.join(known)}"
         )
-    params = {name: build_params(name, section.blocks.get(name, {})) for name in METHODS}
-    for name in METHODS:
-        for parameter in section.blocks.get(name, {}):
-            _check_read(choices, name, parameter, params[name])
-    return Recipe(name=preset.name, params=params, **choices)
-
-
-def _check_read(choices: Mapping[str, Method], name: str, parameter: str, params: Any) -> None:
-    """A warning where `parameter` of method `name` was changed and the choice that reads it is
-    another method's; InputError if it is the overlong penalty, which is asked for only there."""
-    reader = read_by(METHODS[name], parameter)
-    value, chosen = getattr(params, parameter), choices[reader].name
-    if chosen == name or value == getattr(METHODS[name].params(), parameter):
-        return
-    what = f"method.{name}.{parameter}"
-    why = f"no choice reads it: the {reader} is {chosen}'s; set method.{reader}: {name}"
-    if parameter == "overlong_length":
-        raise InputError(
-            f"params.yaml: {what}: {why}, or overlong_length of the reward in use (dapo, encore, "
-            "weighted and empo have it)"
-        )
-    if (name, parameter) != ("seed_grpo", "estimator"):  # the diagnostics read it too
-        log.warning("%s = %s has no effect, %s", what, value, why)
-
-
-def build_params(name: str, block: Any) -> Any:
-    """The params dataclass of method `name` from its block of params.yaml, strictly checked."""
-    method = METHODS[name]
     where = f"method.{name}"
     if not isinstance(block, Mapping):
         raise InputError(f"params.yaml: {where}: expected keys and values (got {block!r})")
-    model = _block_model(name)
-    checked = check(model, block, where)
-    try:
-        return method.params(**{key: getattr(checked, key) for key in model.model_fields})
-    except ValueError as error:
-        raise InputError(f"params.yaml: {where}: {error}") from None
+    model = _block_model(tuple(parts))
+    for key in block:
+        if key not in model.model_fields and (reads := owner(key, names)):
+            raise InputError(
+                f"params.yaml: {where}.{key}: unknown key; it is a parameter of the {reads.choice} "
+                f"in use: set method.{reads.name}.{key}"
+            )
+    check(model, block, where)
+    for part in parts:
+        _warn_if_unused(_with(part, name, block), block, names[part.choice])
+
+
+def _warn_if_unused(part: Component, block: Mapping[str, Any], used: str) -> None:
+    """A warning for each parameter of `block` that differs from the default of `part`, if `used`
+    takes its place."""
+    if part.name == used:
+        return
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        if item.name not in block or value == _default(item):
+            continue
+        what, why = f"method.{part.name}.{item.name}", f"the {part.choice} is {used}"
+        if item.name == "overlong_length":
+            raise InputError(
+                f"params.yaml: {what}: no component reads it: {why}; set method.{part.choice}: "
+                f"{part.name}, or method.{used}.overlong_length"
+            )
+        if (part.name, item.name) != ("seed_grpo", "estimator"):  # the diagnostics read it too
+            remedy = f"set method.{part.choice}: {part.name}"
+            log.warning("%s = %s has no effect, %s; %s", what, value, why, remedy)
 
 
 class _Block(Section):
-    """A method's own parameters, some of which may be infinite, as ENCORE's tau."""
+    """Parameters of components, some of which may be infinite, as ENCORE's tau."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 
 
 @functools.cache
-def _block_model(name: str) -> type[Section]:
-    """A closed pydantic model with the fields of the method's params dataclass."""
-    params = METHODS[name].params
-    hints = get_type_hints(params, include_extras=True)
-    known: dict[str, Any] = {
-        item.name: (hints[item.name], _default(item)) for item in dataclasses.fields(params)
-    }
-    return create_model(f"{name}_block", __base__=_Block, **known)
+def _block_model(parts: tuple[type[Component], ...]) -> type[Section]:
+    """A closed pydantic model with the parameters of these components."""
+    known: dict[str, Any] = {}
+    for part in parts:
+        hints = get_type_hints(part, include_extras=True)
+        known |= {
+            item.name: (hints[item.name], _default(item)) for item in dataclasses.fields(part)
+        }
+    return create_model(f"{parts[0].name}_block", __base__=_Block, **known)
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return item.default
-
-
-def _method(name: str, choice: str) -> Method:
-    if PLAIN.get(choice) == name:
-        return METHODS["grpo"]
-    if name not in METHODS:
-        plain = f", {PLAIN[choice]}" if choice in PLAIN else ""
-        raise InputError(
-            f"params.yaml: method.{choice}: unknown method {name!r}; allowed: "
-            f"{', '.join(METHODS)}{plain}"
-        )
-    return METHODS[name]

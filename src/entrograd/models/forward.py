@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate
@@ -18,17 +19,28 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from entrograd.errors import InputError
 from entrograd.models.cpu.attention import applies_to, decode, full_attention
-from entrograd.models.prefix import Tokens, common_prefix, compute_prefix, extend, long_tensor, pad
+from entrograd.models.prefix import (
+    Tokens,
+    common_prefix,
+    compute_prefix,
+    distinct,
+    extend,
+    long_tensor,
+    pad,
+)
 from entrograd.numerics.logprobs import logprobs_and_entropies
 
-TokenValues = tuple[list[float], list[float]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TokenValues = tuple[np.ndarray, np.ndarray]  # logprobs and entropies, [T] each
 
 # A completion is computed with longer ones if it is at least this share of the longest among them.
 FILLED = 0.75
 
 
 def completion_logprobs(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Tokens],
     completions: Sequence[Tokens],
     temperature: float,
@@ -48,9 +60,7 @@ def completion_logprobs(
         logprobs [N] (differentiable in the model's weights) and entropies [N] (detached), in
         nats, N the completions' tokens one after another.
     """
-    targets = long_tensor(
-        [token for completion in completions for token in completion], model.device
-    )
+    targets = long_tensor(np.concatenate([np.asarray(c) for c in completions]), model.device)
     head = output_head(model)
     recomputed = torch.is_grad_enabled() and model.is_gradient_checkpointing
     if share_prompts is None:
@@ -66,34 +76,33 @@ def completion_logprobs(
 
 
 def score(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Tokens],
     completions: Sequence[Tokens],
     temperature: float,
     token_budget: int,
 ) -> list[TokenValues]:
-    """(logprobs, entropies) of each completion, in nats, without gradients.
+    """(logprobs, entropies) of each completion, [T] in nats, without gradients.
 
     `token_budget` bounds the tokens of one forward pass (padding included). The order of the
     result is that of the arguments.
     """
-    result: list[TokenValues] = [([], [])] * len(prompts)
+    result: dict[int, TokenValues] = {}
     with torch.inference_mode():
         for rows in batches(prompts, completions, token_budget):
-            chosen = [completions[i] for i in rows]
-            values = completion_logprobs(model, [prompts[i] for i in rows], chosen, temperature)
-            for row, lists in zip(rows, token_lists(*values, chosen), strict=True):
-                result[row] = lists
-    return result
+            batch = [completions[i] for i in rows]
+            values = completion_logprobs(model, [prompts[i] for i in rows], batch, temperature)
+            result |= zip(rows, per_completion(*values, batch), strict=True)
+    return [result[row] for row in range(len(prompts))]
 
 
-def token_lists(
+def per_completion(
     logprobs: Tensor, entropies: Tensor, completions: Sequence[Tokens]
 ) -> list[TokenValues]:
     """What `completion_logprobs` returned, completion by completion."""
-    lengths = [len(completion) for completion in completions]
-    parts = zip(logprobs.split(lengths), entropies.split(lengths), strict=True)
-    return [(a.tolist(), b.tolist()) for a, b in parts]
+    ends = np.cumsum([len(completion) for completion in completions])[:-1]
+    both = (values.cpu().numpy() for values in (logprobs, entropies))
+    return list(zip(*(np.split(values, ends) for values in both), strict=True))
 
 
 def batches(
@@ -101,22 +110,23 @@ def batches(
 ) -> Iterator[list[int]]:
     """Rows in batches of at most `token_budget` tokens; equal prompts stay together, and batches
     hold completions of similar length. A single row over the budget is a batch of its own."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(tuple(prompt), []).append(row)
-    longest = {key: max(len(completions[i]) for i in rows) for key, rows in groups.items()}
+    unique, of_row = distinct(prompts)
+    groups: list[list[int]] = [[] for _ in unique]
+    for row, number in enumerate(of_row):
+        groups[number].append(row)
     batch: list[int] = []
     widest_prompt = widest_completion = count = 0
-    for key, rows in sorted(groups.items(), key=lambda item: (longest[item[0]], item[1][0])):
+    for rows in sorted(groups, key=lambda rows: (max(len(completions[i]) for i in rows), rows[0])):
+        prompt = prompts[rows[0]]
         for row in rows:
             new = row == rows[0] or not batch
-            width = max(widest_prompt, len(key))
+            width = max(widest_prompt, len(prompt))
             length = max(widest_completion, len(completions[row]))
             cost = (count + new) * width + (len(batch) + 1) * length
             if batch and cost > token_budget:
                 yield batch
                 batch, count, new = [], 0, True
-                width, length = len(key), len(completions[row])
+                width, length = len(prompt), len(completions[row])
             batch.append(row)
             count += new
             widest_prompt, widest_completion = width, length
@@ -124,7 +134,7 @@ def batches(
         yield batch
 
 
-def output_head(model: Any) -> Tensor:
+def output_head(model: PreTrainedModel) -> Tensor:
     """[V, D] output weights; InputError for heads that are more than a matrix."""
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
@@ -137,7 +147,7 @@ def output_head(model: Any) -> Tensor:
     return weight
 
 
-def shares_prompts(model: Any) -> bool:
+def shares_prompts(model: PreTrainedModel) -> bool:
     """Whether completions can attend to a padded, cached prompt: full attention in every layer
     does that. Weights divided among processes do not: all must make equally many passes."""
     return full_attention(model) and not isinstance(output_head(model), DTensor)
@@ -147,7 +157,7 @@ def saved_tokens(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> in
     """Token positions, padding included, that the plain forward computes and the shared one does
     not; negative where the shared one computes more."""
     longest = max(len(p) + len(c) - 1 for p, c in zip(prompts, completions, strict=True))
-    unique = list({tuple(prompt): None for prompt in prompts})
+    unique, _ = distinct(prompts)
     begun = common_prefix(unique)
     shared = begun + len(unique) * (max(map(len, unique)) - begun)
     lengths = [len(completion) - 1 for completion in completions]
@@ -156,16 +166,16 @@ def saved_tokens(prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> in
     return len(prompts) * longest - shared
 
 
-def _shared_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Tensor:
+def _shared_hidden(
+    model: PreTrainedModel, prompts: Sequence[Tokens], completions: Sequence[Tokens]
+) -> Tensor:
     """[N, D] the states that predict each completion token, prompts computed once."""
     device = model.device
-    unique = {tuple(prompt): None for prompt in prompts}
-    index = {prompt: i for i, prompt in enumerate(unique)}
-    of_row = [index[tuple(prompt)] for prompt in prompts]
-    prefix = compute_prefix(model, list(unique))
+    unique, of_row = distinct(prompts)
+    prefix = compute_prefix(model, unique)
     # the first token of each completion, then the others by chunk
     parts = [prefix.last[long_tensor(of_row, device)]]
-    places = [[row] for row in range(len(completions))]
+    places = [[np.array([row])] for row in range(len(completions))]
     count = len(completions)
     for chunk in length_chunks([len(completion) - 1 for completion in completions]):
         chunk.sort(key=lambda row: of_row[row])
@@ -174,9 +184,10 @@ def _shared_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[
         parts.append(states[mask])
         for row in chunk:
             following = count + len(completions[row]) - 1
-            places[row] += range(count, following)
+            places[row].append(np.arange(count, following))
             count = following
-    return torch.cat(parts)[long_tensor([place for row in places for place in row], device)]
+    order = np.concatenate([part for row in places for part in row])
+    return torch.cat(parts)[long_tensor(order, device)]
 
 
 def length_chunks(lengths: Sequence[int]) -> list[list[int]]:
@@ -194,9 +205,11 @@ def length_chunks(lengths: Sequence[int]) -> list[list[int]]:
     return chunks
 
 
-def _plain_hidden(model: Any, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Tensor:
+def _plain_hidden(
+    model: PreTrainedModel, prompts: Sequence[Tokens], completions: Sequence[Tokens]
+) -> Tensor:
     """[N, D] the same from the forward of every whole sequence."""
-    sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+    sequences = [np.concatenate(pair) for pair in zip(prompts, completions, strict=True)]
     ids, mask = pad([sequence[:-1] for sequence in sequences], model.device)
     if applies_to(model):
         states = decode(model, ids, mask, use_cache=False)
@@ -222,7 +235,7 @@ def _whole(head: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def _layers_recomputed(model: Any) -> Iterator[None]:
+def _layers_recomputed(model: PreTrainedModel) -> Iterator[None]:
     """The decoder's layers keep their inputs alone and are computed again in the backward pass.
 
     Only the layers' own flag changes: what is inside them stays in evaluation mode, without

@@ -8,24 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from entrograd.models.cpu.attention import after, applies_to, decode, rows_by_prompt
 
-Tokens = Sequence[int]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Tokens = Sequence[int] | np.ndarray
+
+
+def distinct(prompts: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
+    """The different prompts by first appearance, and the index of each prompt among them."""
+    numbers: dict[bytes, int] = {}
+    found: list[Tokens] = []
+    of_row = []
+    for prompt in prompts:
+        number = numbers.setdefault(np.asarray(prompt, np.int32).tobytes(), len(found))
+        if number == len(found):
+            found.append(prompt)
+        of_row.append(number)
+    return found, of_row
 
 
 def common_prefix(prompts: Sequence[Tokens]) -> int:
     """How many leading tokens all prompts share, at most one less than the shortest has."""
-    ordered = sorted(tuple(prompt) for prompt in prompts)
-    pairs = zip(ordered[0], ordered[-1], strict=False)  # all others lie between these two
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return min(shared, min(len(prompt) for prompt in prompts) - 1)
+    shared = np.asarray(prompts[0])
+    for prompt in prompts[1:]:
+        width = min(len(shared), len(prompt))
+        differs = shared[:width] != np.asarray(prompt)[:width]
+        shared = shared[: int(differs.argmax()) if differs.any() else width]
+    return min(len(shared), min(map(len, prompts)) - 1)
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class Prefix:
     lengths: Tensor  # [Q] prompt lengths
 
 
-def compute_prefix(model: Any, prompts: Sequence[Tokens]) -> Prefix:
+def compute_prefix(model: PreTrainedModel, prompts: Sequence[Tokens]) -> Prefix:
     """The shared beginning of all prompts once, then each prompt's rest, padded on the right."""
     device, count = model.device, len(prompts)
     shared = common_prefix(prompts)
@@ -67,7 +85,7 @@ def _behind(one: Tensor, many: Tensor) -> Tensor:
 
 
 def extend(
-    model: Any, prefix: Prefix | None, prompts: list[int], ids: Tensor, mask: Tensor
+    model: PreTrainedModel, prefix: Prefix | None, prompts: list[int], ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Compute `ids` [B, T], real where `mask`, behind the prefix's `prompts`, B ascending indexes.
 
@@ -104,14 +122,14 @@ def extend(
 
 def pad(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
     """ids [B, T] (0 at padding, on the right) and mask [B, T] bool."""
-    width = max(len(sequence) for sequence in sequences)
-    ids = long_tensor(
-        [[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], device
-    )
+    ids = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
     lengths = long_tensor([len(sequence) for sequence in sequences], device)
-    return ids, torch.arange(width, device=device) < lengths[:, None]
+    mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+    return long_tensor(ids, device), mask
 
 
-def long_tensor(values: Any, device: torch.device) -> Tensor:
+def long_tensor(values: Sequence[int] | np.ndarray, device: torch.device) -> Tensor:
     """Values as int64."""
     return torch.tensor(values, dtype=torch.long, device=device)

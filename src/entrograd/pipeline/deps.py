@@ -30,7 +30,7 @@ def code(script: Path) -> list[str]:
 
 def components() -> set[Path]:
     """The files of all components of methods, and what they import."""
-    files = named(REGISTRY) | {f for f in REGISTRY.parent.glob("*.py") if f.stat().st_size}
+    files = named(REGISTRY)
     return files.union(*map(modules, files))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent
 SOURCE = PACKAGE.parent
 # Names the components of methods, of which a run uses a few: they are not followed from here.
-REGISTRY = PACKAGE / "methods" / "registry.py"
+REGISTRY = PACKAGE / "methods" / "presets.py"
 
 _NAME = re.compile(rf"{PACKAGE.name}(\.\w+)+(:\w+)?")
 

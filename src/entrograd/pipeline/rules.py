@@ -10,12 +10,13 @@ import inspect
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from entrograd.errors import InputError
 from entrograd.params import SECTIONS, Section, check
+from entrograd.pipeline.keys import check_execution, check_names, merged
 
 if TYPE_CHECKING:
     from entrograd.methods.params import MethodParams
@@ -27,7 +28,7 @@ S = TypeVar("S", bound=Section)
 
 def sampling_filters_are_corrected(rollout: RolloutParams, method: MethodParams) -> None:
     """A ratio between filtered and unfiltered distributions needs importance weights."""
-    sampling, loss = rollout.sampling, method.loss or method.name
+    sampling, loss = rollout.sampling, method.choices["loss"]
     used = [
         key
         for key, off in {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "min_new_tokens": 0}.items()
@@ -45,7 +46,7 @@ def prefetch_fits(
     rollout: RolloutParams, method: MethodParams, train_online: TrainOnlineParams
 ) -> None:
     """A round drawn ahead needs an engine of its own, a fixed size and importance weights."""
-    loss = method.loss or method.name
+    loss = method.choices["loss"]
     if not train_online.prefetch:
         return
     if rollout.engine == "transformers":
@@ -84,11 +85,7 @@ def read(path: Path | str, model: type[S]) -> S:
         raise InputError(f"{path}: not YAML: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected sections ({', '.join(SECTIONS)})")
-    for name in data:
-        if name not in SECTIONS:
-            close = get_close_matches(str(name), SECTIONS, 1) or SECTIONS
-            raise InputError(f"{path}: {name}: unknown section; allowed here: {', '.join(close)}")
-    sections = check(model, {k: v for k, v in data.items() if k in model.model_fields}, "", path)
+    sections = check(model, _sections(path, model, data), "", path)
     for rule in RULES:
         names = inspect.signature(rule).parameters
         if all(name in model.model_fields for name in names):
@@ -97,6 +94,31 @@ def read(path: Path | str, model: type[S]) -> S:
             except ValueError as error:
                 raise InputError(f"{path}: {error}") from None
     return sections
+
+
+def _sections(path: Path, model: type[S], data: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds for the fields of `model`, section `execution` merged into each."""
+    allowed = (*SECTIONS, "execution")
+    for name in data:
+        if name not in allowed:
+            close = get_close_matches(str(name), allowed, 1) or allowed
+            raise InputError(f"{path}: {name}: unknown section; allowed here: {', '.join(close)}")
+    try:
+        check_names(data)
+        check_execution(data)
+        return {
+            name: merged(name, _block(field.annotation), data)
+            for name, field in model.model_fields.items()
+            if name in data
+        }
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _block(annotation: Any) -> type[Section]:
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, Section)
+    return annotation
 
 
 class _Loader(yaml.SafeLoader):

@@ -156,7 +156,7 @@ def _notes(run: Params, inputs: Inputs, logs: Mapping[str, tables.Curve]) -> dic
     drawn = _optional_json(inputs.annotate)
     weights = [f"{model} {hashed}" for model, hashed in samples.weights(inputs.samples).items()]
     counts = {
-        f"{name.capitalize()} training": f"{len(columns[axis])} {axis}s"
+        f"{name.capitalize()} training": f"{len(set(columns[axis]))} {axis}s"
         for name, columns in logs.items()
         if (axis := tables.axis(columns))
     }
@@ -169,18 +169,18 @@ def _notes(run: Params, inputs: Inputs, logs: Mapping[str, tables.Curve]) -> dic
 
 
 def _curves(logs: Mapping[str, tables.Curve]) -> list[dict[str, Any]]:
-    """One entry a metric that any run has: its words and the figures of the runs that have it."""
+    """One entry per figure that any run has: its words and its drawings of those runs."""
     hues = {"offline": plots.colour(1), "online": plots.colour(2)}
     runs = [(name, hues[name], columns) for name, columns in logs.items()]
     found = []
-    for number, metric in enumerate(curves.METRICS):
-        figures = []
+    for number, figure in enumerate(curves.FIGURES):
+        drawings = []
         for run, hue, columns in runs:
-            spec = curves.curve(metric, columns, run, hue)
+            spec = curves.curve(figure, columns, run, hue)
             if spec is not None:
-                figures.append(_figure(spec, f"{run}-{number}", f"{metric.title}, {run} training"))
-        if figures:
-            found.append({"title": metric.title, "explain": metric.explain, "figures": figures})
+                drawings.append(_figure(spec, f"{run}-{number}", f"{figure.title}, {run} training"))
+        if drawings:
+            found.append({"title": figure.title, "explain": figure.explain, "figures": drawings})
     return found
 
 

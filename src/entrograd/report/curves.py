@@ -1,4 +1,4 @@
-"""Training curves: which columns of a training log are drawn, in what words, and how."""
+"""Training curves: which metrics are drawn together, and how; their words are the registry's."""
 
 from __future__ import annotations
 
@@ -8,129 +8,80 @@ from dataclasses import dataclass
 
 from entrograd.report.plots import Spec
 from entrograd.report.tables import axis, rolling_mean
+from entrograd.storage.metrics import Metric, metric
 
 SECONDARY = ("#c99a2e", "#b4541a")  # further lines of one figure
 SMOOTH_FROM = 20  # points from which a curve is drawn smoothed, the raw values behind it
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A figure of training: the columns it draws, each with its word in the legend."""
+class Figure:
+    """A figure of training: the metrics it draws, all of one unit; the first says which rows."""
 
     title: str
-    unit: str
-    columns: Mapping[str, str]
-    explain: str
+    columns: tuple[str, ...]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """What the registry says of each column."""
+        return [metric(name) for name in self.columns]
+
+    @property
+    def unit(self) -> str:
+        """Of the vertical axis."""
+        return self.metrics[0].unit
+
+    @property
+    def explain(self) -> str:
+        """What is drawn, in sentences."""
+        return " ".join(one.meaning for one in self.metrics)
 
 
-METRICS = (
-    Metric(
-        "Mean reward",
-        "mean reward",
-        {"reward_mean": "mean reward"},
-        "Of each step's completions, as they were graded.",
-    ),
-    Metric(
-        "Token entropy",
-        "entropy, nats",
-        {"entropy_mean": "mean", "entropy_q10": "10 % quantile", "entropy_q90": "90 % quantile"},
-        "Of the policy that sampled the completions, over trained tokens. Offline these are the "
-        "stored completions, so it shows the data; online, a fall to zero means that the model has "
-        "stopped exploring.",
-    ),
-    Metric(
-        "Semantic entropy",
-        "entropy, nats",
-        {"semantic_entropy": "semantic entropy"},
-        "Mean over the step's groups: 0 where all completions of a group give the same answer.",
-    ),
-    Metric(
-        "Groups without signal",
-        "share of groups",
-        {"zero_signal_fraction": "no signal"},
-        "Groups whose completions all have the same reward: their advantages are zero.",
-    ),
-    Metric(
-        "Loss",
-        "loss",
-        {"loss": "loss"},
-        "The policy loss that is differentiated. It gives a direction and is no score: it need not "
-        "fall.",
-    ),
-    Metric(
-        "Gradient norm",
-        "L2 norm",
-        {"grad_norm": "gradient norm"},
-        "Over all weights, before clipping.",
-    ),
-    Metric(
-        "Distance from the sampling policy",
-        "KL, nats a token",
-        {"kl": "KL"},
-        "KL divergence of the trained policy from the one that drew the completions (k3 estimate).",
-    ),
-    Metric(
-        "Distance from the reference policy",
-        "KL, nats a token",
-        {"kl_ref": "KL"},
-        "KL divergence of the trained policy from the reference model (k3 estimate).",
-    ),
-    Metric(
-        "Clipped tokens",
-        "share of tokens",
-        {"clip_low": "below the bound", "clip_high": "above the bound"},
-        "Trained tokens whose probability ratio has passed the bound in the direction of their "
-        "advantage, so that they give no gradient.",
-    ),
-    Metric(
-        "Capped weights",
-        "share of tokens",
-        {"weight_capped": "at the bound"},
-        "Trained tokens with an advantage whose importance weight is the bound (CISPO); they keep "
-        "their gradient.",
-    ),
-    Metric(
-        "Signs of the advantages",
-        "share of tokens",
-        {
-            "positive_correct": "correct, positive",
-            "negative_wrong": "wrong, negative",
-            "kept_tokens": "kept",
-        },
-        "Tokens of correct completions that are pushed up, of wrong ones that are pushed down, and "
-        "tokens that a mask leaves in the loss; in groups with a signal.",
-    ),
-    Metric(
-        "Modulation",
-        "multiplier",
-        {"modulation_mean": "mean", "modulation_min": "smallest"},
-        "The factor on a group's advantages.",
-    ),
+FIGURES = (
+    Figure("Mean reward", ("reward_mean",)),
+    Figure("Held-out accuracy", ("heldout_accuracy",)),
+    Figure("Token entropy", ("entropy_mean", "entropy_q10", "entropy_q90")),
+    Figure("Semantic entropy", ("semantic_entropy",)),
+    Figure("Groups without signal", ("zero_signal_fraction",)),
+    Figure("Loss", ("loss",)),
+    Figure("Gradient norm", ("grad_norm",)),
+    Figure("Distance from the sampling policy", ("kl",)),
+    Figure("Distance from the reference policy", ("kl_ref",)),
+    Figure("Clipped tokens", ("clip_low", "clip_high")),
+    Figure("Capped weights", ("weight_capped",)),
+    Figure("Signs of the advantages", ("positive_correct", "negative_wrong", "kept_tokens")),
+    Figure("Prompt weighting", ("weighting_mean", "weighting_min")),
 )
 
 
 def curve(
-    metric: Metric, columns: Mapping[str, Sequence[float]], run: str, hue: str
+    figure: Figure, columns: Mapping[str, Sequence[float]], run: str, hue: str
 ) -> Spec | None:
-    """One metric of one run over its updates or rounds; None where it has no finite value."""
-    count = axis(columns) or "update"
-    steps = columns.get(count, ())
-    names = [
-        name
-        for name in metric.columns
-        if any(math.isfinite(value) for value in columns.get(name, ()))
+    """One figure of one run over its rounds or updates, as its metrics are of either; None where
+    it has no finite value."""
+    count = axis(columns, figure.metrics[0].of) or "update"
+    drawn = [
+        one
+        for one in figure.metrics
+        if any(math.isfinite(value) for value in columns.get(one.name, ()))
     ]
-    if not names:
+    if not drawn:
         return None
+    rows = [
+        row
+        for row in range(len(columns[count]))
+        if any(math.isfinite(columns[one.name][row]) for one in drawn)
+    ]
+    steps = [columns[count][row] for row in rows]
     smooth = len(steps) >= SMOOTH_FROM
     values = []
-    for name in names:
-        rolled = rolling_mean(columns[name], max(1, len(steps) // 40)) if smooth else columns[name]
-        for step, raw, mean in zip(steps, columns[name], rolled, strict=True):
+    for one in drawn:
+        raws = [columns[one.name][row] for row in rows]
+        means = rolling_mean(raws, max(1, len(steps) // 40)) if smooth else raws
+        for step, raw, mean in zip(steps, raws, means, strict=True):
             if math.isfinite(raw):
-                row = {count: step, "raw": raw, "mean": mean, "series": metric.columns[name]}
-                values.append(row)
-    series = [metric.columns[name] for name in names]
+                values.append({count: step, "raw": raw, "mean": mean, "series": one.label})
+    series = [one.label for one in drawn]
     hues = [hue, *SECONDARY][: len(series)]
     x = {
         "field": count,
@@ -141,9 +92,9 @@ def curve(
     }
     y = {
         "type": "quantitative",
-        "title": metric.unit,
+        "title": figure.unit,
         "axis": {"tickCount": 5, "minExtent": 38},
-        "scale": {"zero": metric.unit not in ("loss", "multiplier")},
+        "scale": {"zero": figure.unit not in ("loss", "multiplier")},
     }
     colours = {
         "field": "series",

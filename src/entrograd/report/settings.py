@@ -13,8 +13,8 @@ from entrograd.pipeline.sections import Params
 
 WORDS = {
     "reward": "reward composition",
-    "credit": "credit",
-    "modulation": "prompt modulation",
+    "advantage": "advantage",
+    "weighting": "prompt weighting",
     "loss": "policy loss",
 }
 _SAMPLED = ("groups", "annotate", "online_curve")
@@ -44,8 +44,6 @@ TOPICS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
         "heldout_problems max_new_tokens stop seed grader.extraction bootstrap confidence",
     ),
 )
-# Where a server is changes no result, and its address may hold a password.
-_PRIVATE = {"rollout": {"vllm": {"url", "weights_folder"}}}
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ def whole(settings: Params, given: Collection[str]) -> str:
 
 
 def recipe(method: MethodParams) -> str:
-    """The four choices in words: from which method each is taken."""
-    return " × ".join(f"{WORDS[choice]} of {name}" for choice, name in method.choices.items())
+    """The four components in words."""
+    return ", ".join(f"{WORDS[choice]} {name}" for choice, name in method.choices.items())
 
 
 def pairs(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -100,7 +98,7 @@ def pairs(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _values(settings: Params) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude=_PRIVATE)
+    return settings.model_dump(mode="json")
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:

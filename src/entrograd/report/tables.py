@@ -205,9 +205,10 @@ def read_curve(path: Path) -> Curve:
     return columns
 
 
-def axis(names: Collection[str]) -> str | None:
-    """What a training log counts in its lines: updates or rounds."""
-    return next((name for name in ("round", "update") if name in names), None)
+def axis(names: Collection[str], of: str = "round") -> str | None:
+    """The column that counts a training log's lines by `of` (round or update), or if there is
+    none by the other."""
+    return next((name for name in (of, "round", "update") if name in names), None)
 
 
 def rolling_mean(values: Sequence[float], half: int) -> list[float]:

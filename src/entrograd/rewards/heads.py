@@ -22,7 +22,7 @@ from entrograd.rewards.params import Head
 from entrograd.rewards.verify.extract import extract
 
 Rate = Callable[[str], float]
-Ratings = list[dict[str, Any]]  # column reward_heads: {name, value} of each head
+Ratings = dict[str, float]  # by the head's name
 
 _WORD = re.compile(r"[^\W\d_]{2,}")  # single letters are variables, not language
 _COMMAND = re.compile(r"\\[A-Za-z]+")  # LaTeX's own words
@@ -103,8 +103,8 @@ def load(heads: Mapping[str, Head]) -> dict[str, Rate]:
 
 
 def ratings(rates: Mapping[str, Rate], text: str) -> Ratings | None:
-    """A completion's value of column reward_heads; None where there are no heads."""
-    return [{"name": name, "value": rate(text)} for name, rate in rates.items()] or None
+    """The ratings of a completion; None if there are no heads."""
+    return {name: rate(text) for name, rate in rates.items()} or None
 
 
 def _rate(name: str, head: Head) -> Rate:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from entrograd.params import Positive, Section
+from entrograd.params import Execution, Positive, Section
 
 ExtractionRule = Literal["boxed", "anchor", "leading", "last", "line"]
 
@@ -24,7 +24,7 @@ class GraderParams(Section):
         "line",
     ]
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    workers: Positive = 2
+    workers: Annotated[Positive, Execution] = 2
     memory_mb: Positive = 2048
 
 

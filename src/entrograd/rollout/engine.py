@@ -30,9 +30,10 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One completion: its tokens (the end-of-sequence token or the tokens of a stop string
-    included), their logprobs under the distribution really sampled from, and why it ended."""
+class Sampled:
+    """What an engine gives for a request: tokens (the end-of-sequence token or the tokens of a
+    stop string included), their logprobs under the distribution really sampled from, and why it
+    ended."""
 
     completion_ids: tuple[int, ...]
     text: str
@@ -53,8 +54,8 @@ class Engine(Protocol):
         sampling: Sampling,
         seed: int,
         progress: Progress | None = None,
-    ) -> list[Completion]:
-        """One completion a request, in order; all or an error.
+    ) -> list[Sampled]:
+        """One completion per request, in order; all or an error.
 
         Raises:
             InputError: a prompt without tokens or too long for the model, by its prompt_id.
@@ -102,12 +103,12 @@ def finish(
     logprobs: Sequence[float],
     finish_reason: str,
     sampling: Sampling,
-) -> Completion:
-    """The Completion of these tokens: its text ends before the stop string."""
+) -> Sampled:
+    """The completion of these tokens: its text ends before the stop string."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     first = len(tokenizer.decode(ids[: sampling.min_new_tokens], skip_special_tokens=True))
     cut = cut_at_stop(text, sampling.stop, first)
-    return Completion(
+    return Sampled(
         completion_ids=tuple(ids),
         text=text if cut is None else cut,
         sampling_logprobs=tuple(logprobs),

@@ -61,5 +61,5 @@ def check_processes(params: RolloutParams, count: int) -> None:
         raise InputError(
             f"rollout.engine {params.engine}: each of the {count} processes would start a vLLM of "
             "its own, on the same GPUs; start one server for all (docs/vllm.md) and give "
-            "rollout.engine: vllm_server with its address in rollout.vllm.url"
+            "rollout.engine: vllm_server with its address in execution.rollout.vllm.url"
         )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from entrograd.params import Device, DType, Positive, Section
+from entrograd.params import Device, DType, Execution, Positive, Section
 from entrograd.pipeline.params import Executor
 
 
@@ -45,22 +45,22 @@ class VllmParams(Section):
     `retries`: attempts in a row, without any progress, before a lost engine is an error.
     """
 
-    url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
+    url: Annotated[Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None, Execution] = None
     tensor_parallel_size: Positive = 1
     data_parallel_size: Positive = 1
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    gpu_memory_utilization: Annotated[Annotated[float, Field(gt=0, le=1)], Execution] = 0.5
+    kv_cache_gib: Annotated[Annotated[float, Field(gt=0)] | None, Execution] = None
     max_model_len: Positive | None = None
     max_num_seqs: Positive = 256
     enforce_eager: bool | None = None
-    sleep: bool | None = None
-    weights: Literal["auto", "folder", "ipc", "nccl"] = "auto"
-    weights_folder: str | None = None
+    sleep: Annotated[bool | None, Execution] = None
+    weights: Annotated[Literal["auto", "folder", "ipc", "nccl"], Execution] = "auto"
+    weights_folder: Annotated[str | None, Execution] = None
     max_mismatch: Annotated[float, Field(gt=0)] | None = None
-    concurrency: Positive = 128
-    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    start_seconds: Annotated[float, Field(gt=0)] = 900.0
-    retries: Positive = 5
+    concurrency: Annotated[Positive, Execution] = 128
+    timeout_seconds: Annotated[Annotated[float, Field(gt=0)], Execution] = 600.0
+    start_seconds: Annotated[Annotated[float, Field(gt=0)], Execution] = 900.0
+    retries: Annotated[Positive, Execution] = 5
 
 
 class RolloutParams(Section):
@@ -72,11 +72,11 @@ class RolloutParams(Section):
     group_size: Annotated[int, Field(ge=1)] = 8
     sampling: Sampling = Sampling()
     seed: int = 0
-    shard_prompts: Positive = 32
-    executor: Annotated[Executor, Field(exclude=True)] = Executor()
-    token_budget: Positive = 32768
+    shard_prompts: Annotated[Positive, Execution] = 32
+    executor: Annotated[Executor, Execution] = Executor()
+    token_budget: Annotated[Positive, Execution] = 32768
     dtype: DType = "auto"
-    device: Device = "auto"
+    device: Annotated[Device, Execution] = "auto"
 
     @model_validator(mode="after")
     def _engine_fits(self) -> RolloutParams:

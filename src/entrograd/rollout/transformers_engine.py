@@ -27,9 +27,9 @@ from entrograd.models.load import context_length, policy_version
 from entrograd.models.prefix import compute_prefix
 from entrograd.pipeline.progress import Progress
 from entrograd.rollout.engine import (
-    Completion,
     EngineError,
     Request,
+    Sampled,
     check_requests,
     cut_at_stop,
     finish,
@@ -77,7 +77,7 @@ class TransformersEngine:
         sampling: Sampling,
         seed: int,
         progress: Progress | None = None,
-    ) -> list[Completion]:
+    ) -> list[Sampled]:
         """One completion a request, in order (see the Engine protocol)."""
         check_requests(requests, sampling, context_length(self.model))
         _check_attention(self.model, requests, sampling)
@@ -100,7 +100,7 @@ class TransformersEngine:
             self.token_budget //= 2
             log.warning(
                 "out of memory with %d completions at a time: going on with a token budget of %d; "
-                "set rollout.token_budget to it",
+                "set execution.rollout.token_budget to it",
                 rows,
                 self.token_budget,
             )
@@ -159,7 +159,7 @@ class _Decoding:
                 alive, noise, drawn = alive[order], noise[order.numpy()], drawn[order]
             hidden = self._step(cache, drawn) if len(alive) else hidden[:0]
 
-    def completions(self) -> list[Completion]:
+    def completions(self) -> list[Sampled]:
         """Every request's completion, in order."""
         return [self._completion(i) for i in range(len(self.requests))]
 
@@ -252,7 +252,7 @@ class _Decoding:
         known = len(decode(tokens[start:first])) if start < first else 0
         return cut_at_stop(decode(tokens[start:count]), self.sampling.stop, known) is not None
 
-    def _completion(self, index: int) -> Completion:
+    def _completion(self, index: int) -> Sampled:
         count = int(self.counts[index])
         ids, logprobs = (values[index, :count].tolist() for values in (self.tokens, self.logprobs))
         return finish(self.engine.tokenizer, ids, logprobs, self.reasons[index], self.sampling)

@@ -21,7 +21,7 @@ import torch
 
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
-from entrograd.rollout.engine import Completion, EngineError, Request, finish, max_new_tokens
+from entrograd.rollout.engine import EngineError, Request, Sampled, finish, max_new_tokens
 from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.vllm_settings import device_sender, engine_dtype, on_cpu, transfer
 from entrograd.storage.hashing import text_hash
@@ -181,7 +181,7 @@ class VllmEngine(ABC):
 
     def _completion(
         self, request: Request, output: Mapping[str, Any], sampling: Sampling
-    ) -> Completion:
+    ) -> Sampled:
         """From vLLM's `token_ids`, `logprobs` and `finish_reason`, checked."""
         ids, logprobs = list(output["token_ids"]), list(output["logprobs"])
         if output["finish_reason"] not in ("stop", "length") or len(ids) != len(logprobs):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from transformers import AutoConfig
 
 from entrograd.pipeline.progress import Progress
-from entrograd.rollout.engine import Completion, EngineError, Request, check_requests
+from entrograd.rollout.engine import EngineError, Request, Sampled, check_requests
 from entrograd.rollout.params import Sampling
 from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
 from entrograd.rollout.vllm_settings import engine_arguments, environment, on_cpu, require_vllm
@@ -38,7 +38,7 @@ class InProcessVllm(VllmEngine):
         sampling: Sampling,
         seed: int,
         progress: Progress | None = None,
-    ) -> list[Completion]:
+    ) -> list[Sampled]:
         """One completion a request, in order; equal to the bit for equal calls on one machine."""
         check_requests(requests, sampling, self._context)
 
@@ -125,8 +125,8 @@ class InProcessVllm(VllmEngine):
         except (RuntimeError, ValueError) as error:
             raise EngineError(
                 f"vLLM does not start: {error}. Its own log tells more "
-                "(VLLM_LOGGING_LEVEL=INFO); memory is set by rollout.vllm.kv_cache_gib and "
-                "gpu_memory_utilization"
+                "(VLLM_LOGGING_LEVEL=INFO); memory is set by "
+                "execution.rollout.vllm.kv_cache_gib and gpu_memory_utilization"
             ) from error
         self._asleep = False
         _watch(self._llm.llm_engine.engine_core)

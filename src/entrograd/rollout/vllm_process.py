@@ -60,7 +60,7 @@ class ManagedServer:
             if not self.alive():
                 raise EngineError(
                     f"vLLM's server does not start: {self.last_words()}; memory is set by "
-                    "rollout.vllm.kv_cache_gib and gpu_memory_utilization"
+                    "execution.rollout.vllm.kv_cache_gib and gpu_memory_utilization"
                 )
             with contextlib.suppress(requests.RequestException):
                 if http.get(f"{self.url}/health", timeout=5).status_code == 200:
@@ -69,7 +69,7 @@ class ManagedServer:
         self.stop()
         raise EngineError(
             f"vLLM's server is not ready after {seconds:g} s: {self.last_words()}; raise "
-            "rollout.vllm.start_seconds"
+            "execution.rollout.vllm.start_seconds"
         )
 
     def last_words(self) -> str:

@@ -1,10 +1,10 @@
 """A vLLM server over HTTP: token ids in, token ids and log-probabilities out.
 
-At `rollout.vllm.url`, or started here on loopback. Each completion is a request of its own and
-comes back with the name of the weights that drew it. Where the server goes away, what has come
-back is kept; it is waited for (and, if it is ours, started again), given the current weights, and
-asked for the rest: nothing is lost, and nothing is taken twice. Of several training processes one
-gives the server its weights, and the others wait for them.
+At `execution.rollout.vllm.url`, or started here on loopback. Each completion is a request of its
+own and comes back with the name of the weights that drew it. Where the server goes away, what has
+come back is kept; it is waited for (and, if it is ours, started again), given the current weights,
+and asked for the rest: nothing is lost, and nothing is taken twice. Of several training processes
+one gives the server its weights, and the others wait for them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model
 from entrograd.pipeline.progress import Progress
-from entrograd.rollout.engine import Completion, EngineError, Request, check_requests
+from entrograd.rollout.engine import EngineError, Request, Sampled, check_requests
 from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
 from entrograd.rollout.vllm_process import ManagedServer
@@ -75,10 +75,10 @@ class VllmServer(VllmEngine):
         sampling: Sampling,
         seed: int,
         progress: Progress | None = None,
-    ) -> list[Completion]:
+    ) -> list[Sampled]:
         """One completion a request, in order."""
         check_requests(requests, sampling, self._context)
-        done: dict[int, Completion] = {}
+        done: dict[int, Sampled] = {}
         for wait in self._attempts():
             before = len(done)
             missing = [row for row in range(len(requests)) if row not in done]
@@ -97,14 +97,14 @@ class VllmServer(VllmEngine):
         rows: Sequence[int],
         sampling: Sampling,
         seed: int,
-        done: dict[int, Completion],
+        done: dict[int, Sampled],
         progress: Progress | None,
     ) -> ServerLostError | None:
         """Ask for `rows` and put what comes back into `done`; the first loss, if there was one.
         After a loss no further request is sent."""
         losses: list[ServerLostError] = []
 
-        def ask(row: int) -> Completion | None:
+        def ask(row: int) -> Sampled | None:
             if losses:
                 return None
             body = {
@@ -286,7 +286,7 @@ class Wait:
         if self.failed > self.retries:
             raise EngineError(
                 f"{self.what}: lost ({lost}), and {self.retries} more attempts brought nothing; "
-                "start it again (finished work is kept) or raise rollout.vllm.retries"
+                "start it again (finished work is kept) or raise execution.rollout.vllm.retries"
             )
         log.warning("%s: lost (%s); next attempt in %.1f s", self.what, lost, self.seconds)
         time.sleep(self.seconds)

@@ -145,9 +145,22 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line a mapping; the columns are the union of all keys, in order of first sight."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def append_text(path: Path, text: str) -> None:
+    """UTF-8 text at the end of a file that others may be reading; InputError where it cannot be
+    written."""
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def write_csv(
+    path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """One line per mapping; without `columns` they are the union of all keys, in order of first
+    sight."""
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +17,29 @@ from entrograd.storage import schemas
 from entrograd.storage.files import atomic, atomic_folder, read_json, write_json
 from entrograd.storage.hashing import sha256
 
+
+class Provenance(TypedDict, total=False):
+    """What a table says of its origin; which keys, its stage decides."""
+
+    sampling: dict[str, Any]  # section rollout.sampling
+    engine: str
+    annotate: dict[str, str]  # grader and model
+    model: str
+    policy_version: str
+    chat_template_sha256: str | None
+    seed: int
+    list_sha256: str
+    grader: str
+
+
 MANIFEST = ".manifest.json"  # hidden: `datasets` and pyarrow open a folder of shards as it is
 
 
 def write_table(
-    path: Path | str, rows: Sequence[Mapping[str, Any]] | pa.Table, name: str, **provenance: Any
+    path: Path | str,
+    rows: Sequence[Mapping[str, object]] | pa.Table,
+    name: str,
+    **provenance: object,
 ) -> None:
     """Rows as a Parquet file of schema `name`; `provenance` goes to the file's metadata as JSON.
 
@@ -59,13 +77,13 @@ def read_table(path: Path | str, name: str) -> pa.Table:
     return schemas.validate(table, name, str(path))
 
 
-def provenance(path: Path | str) -> dict[str, Any]:
+def provenance(path: Path | str) -> Provenance:
     """What `write_table` was told of the table's origin ({} for tables made elsewhere)."""
     path = Path(path)
     if path.is_dir():
         path = shard_files(path)[0]
     metadata = pq.read_schema(path).metadata or {}
-    value: dict[str, Any] = json.loads(metadata.get(b"entrograd.provenance", b"{}"))
+    value: Provenance = json.loads(metadata.get(b"entrograd.provenance", b"{}"))
     return value
 
 

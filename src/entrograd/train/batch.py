@@ -1,17 +1,19 @@
-"""From annotated rows to the padded batch of one optimiser step, and its micro-batches."""
+"""From groups of completions to the padded batch of one optimiser update, and its micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from entrograd.data.groups import PromptGroup
 from entrograd.errors import InputError
-from entrograd.methods.base import Batch
+from entrograd.methods.batch import Batch
 from entrograd.models.forward import batches
+from entrograd.storage.columns import TOKEN_COLUMNS
 from entrograd.train.processes import Processes, own_rows
 
 
@@ -19,67 +21,64 @@ from entrograd.train.processes import Processes, own_rows
 class Examples:
     """B completions of whole groups: their tokens, and the Batch the method sees."""
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
+    prompt_ids: Sequence[np.ndarray]  # B arrays, of the prompt of each completion
+    completion_ids: Sequence[np.ndarray]  # B arrays
     batch: Batch
 
     def __len__(self) -> int:
         return len(self.completion_ids)
 
 
-def examples(rows: Sequence[Mapping[str, Any]], device: torch.device) -> Examples:
-    """Annotated rows (schema `annotated`) as Examples on `device`; rows of one prompt are a group.
+def examples(groups: Sequence[PromptGroup], device: torch.device) -> Examples:
+    """Annotated groups as Examples on `device`.
 
-    Optional columns that any row lacks are None in the Batch.
+    Optional columns that any completion lacks are None in the Batch. InputError where one lacks
+    `old_logprobs`, which every step divides by.
     """
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(row["prompt_id"] for row in rows))}
-    lengths = [len(row["completion_ids"]) for row in rows]
-    width = max(lengths)
+    pairs = [(group, completion) for group in groups for completion in group.completions]
+    completions = [completion for _, completion in pairs]
+    lengths = np.array([len(completion) for completion in completions])
+    mask = np.arange(lengths.max()) < lengths[:, None]
 
-    def column(name: str) -> Tensor | None:
-        if any(row.get(name) is None for row in rows):
-            return None
-        for row, length in zip(rows, lengths, strict=True):
-            if len(row[name]) != length:
-                raise InputError(
-                    f"prompt {row['prompt_id']} sample {row['sample_index']}: {name} has "
-                    f"{len(row[name])} values for {length} completion tokens; annotate it again"
-                )
-        padded = [[*row[name], *[0] * (width - len(row[name]))] for row in rows]
-        return torch.tensor(padded, device=device)
+    def token_column(name: str) -> Tensor | None:
+        arrays = [c.tokens[name] for c in completions if name in c.tokens]
+        return padded(arrays, mask, device) if len(arrays) == len(completions) else None
 
-    def required(name: str) -> Tensor:
-        value = column(name)
-        if value is None:
-            raise InputError(f"column {name}: a row has no values; annotate the rollouts first")
-        return value
-
-    heads = [row.get("reward_heads") for row in rows]
-    named = all(heads)
+    tokens = {c.batch: token_column(name) for name, c in TOKEN_COLUMNS.items() if c.batch}
+    old_logprobs = tokens.pop("old_logprobs")
+    if old_logprobs is None:
+        raise InputError("column old_logprobs: a row has no values; annotate the rollouts first")
+    heads = [completion.reward_heads or {} for completion in completions]
+    clusters = [completion.cluster_id for completion in completions]
     batch = Batch(
-        completion_mask=torch.arange(width, device=device)
-        < torch.tensor(lengths, device=device)[:, None],
-        groups=torch.tensor([numbers[row["prompt_id"]] for row in rows], device=device),
-        rewards=torch.tensor([float(row["reward"]) for row in rows], device=device),
-        old_logprobs=required("old_logprobs"),
-        entropies=column("entropies"),
-        cluster_ids=torch.tensor([row["cluster_id"] for row in rows], device=device),
-        sampling_logprobs=column("sampling_logprobs"),
-        segment_ids=column("segment_ids"),
-        ref_logprobs=column("ref_logprobs"),
-        token_scores=column("token_scores"),
-        reward_heads=torch.tensor([[h["value"] for h in row or ()] for row in heads], device=device)
-        if named
+        completion_mask=torch.from_numpy(mask).to(device),
+        groups=torch.tensor([i for i, group in enumerate(groups) for _ in range(len(group))])
+        .long()
+        .to(device),
+        rewards=torch.tensor([float(c.reward or 0.0) for c in completions], device=device),
+        old_logprobs=old_logprobs,
+        cluster_ids=None if None in clusters else torch.tensor(clusters, device=device),
+        reward_heads=torch.tensor([list(row.values()) for row in heads], device=device)
+        if all(heads)
         else None,
-        head_names=tuple(h["name"] for h in heads[0]) if named and heads[0] else (),
-        names=tuple(row["prompt_id"] for row in rows),
-        answered=torch.tensor([bool(row.get("answer")) for row in rows], device=device),
+        head_names=tuple(heads[0]) if all(heads) else (),
+        names=tuple(group.prompt_id for group, _ in pairs),
+        answered=torch.tensor([bool(c.answer) for c in completions], device=device),
+        **tokens,
     )
     return Examples(
-        [list(row["prompt_ids"]) for row in rows],
-        [list(row["completion_ids"]) for row in rows],
-        batch,
+        [g.prompt_ids for g, _ in pairs], [c.completion_ids for c in completions], batch
     )
+
+
+def padded(arrays: Sequence[np.ndarray], mask: np.ndarray, device: torch.device) -> Tensor:
+    """[B, T] the arrays one after another at the places of `mask`, 0 elsewhere; whole numbers as
+    int64."""
+    values = np.concatenate(arrays)
+    dtype = np.dtype(np.int64) if np.issubdtype(values.dtype, np.integer) else values.dtype
+    table = np.zeros(mask.shape, dtype)
+    table[mask] = values
+    return torch.from_numpy(table).to(device)
 
 
 def micro_batches(
@@ -101,20 +100,20 @@ def micro_batches(
     done = [] if first is None or not active[first].any() else [first]
     if done:
         active[first] = False
-    kept = active.nonzero()[:, 0].tolist()
+    rows = active.nonzero()[:, 0].tolist()
     if processes and processes.count > 1:
         own = own_rows(
-            [examples.prompt_ids[i] for i in kept],
-            [examples.completion_ids[i] for i in kept],
-            examples.batch.groups[kept].tolist(),
+            [examples.prompt_ids[i] for i in rows],
+            [examples.completion_ids[i] for i in rows],
+            examples.batch.groups[rows].tolist(),
             processes.rank,
             processes.count,
         )
-        kept = [row for row, mine in zip(kept, own, strict=True) if mine]
+        rows = [row for row, mine in zip(rows, own, strict=True) if mine]
     planned = batches(
-        [examples.prompt_ids[i] for i in kept],
-        [examples.completion_ids[i] for i in kept],
+        [examples.prompt_ids[i] for i in rows],
+        [examples.completion_ids[i] for i in rows],
         token_budget,
     )
-    parts = done + [torch.tensor([kept[i] for i in rows]) for rows in planned]
+    parts = done + [torch.tensor([rows[i] for i in batch]) for batch in planned]
     return processes.even(parts, torch.tensor([], dtype=torch.long)) if processes else parts

@@ -65,11 +65,10 @@ class Checkpoints:
         resume: Path,
         params: CheckpointParams,
         optimizer: Optimizer,
-        updates_per_row: int = 1,  # of the curve
         processes: Processes = ALONE,  # one writes, all read
     ) -> None:
         self.folder, self.params, self.optimizer = resume / "checkpoints", params, optimizer
-        self.updates_per_row, self.processes = updates_per_row, processes
+        self.processes = processes
         file = resume / ORIGIN
         self.origin = read_json(file) if file.exists() else None
         self._spent, self._start = 0.0, time.monotonic()
@@ -170,24 +169,25 @@ class Checkpoints:
     def best(self, curve: list[dict[str, float]]) -> Path | None:
         """The checkpoint with the highest `keep_best` (lowest where that starts with '-').
 
-        A row of the curve measures the policy before the row's first update, so a checkpoint is
-        judged by the row that follows it; the newest has none yet. Of equal ones the first wins.
+        A row of the curve measures the policy before its update, so a checkpoint is judged by the
+        row that follows it; the newest has none yet, and a row without a value judges none. Of
+        equal ones the first wins. InputError where no row has a value.
         """
         if self.params.keep_best is None:
             return None
         name = self.params.keep_best.removeprefix("-")
         sign = 1.0 if name == self.params.keep_best else -1.0
-        judged = []
-        for path in self.saved():
-            row, within = divmod(int(path.name.removeprefix("update-")), self.updates_per_row)
-            if within or row >= len(curve):
-                continue
-            if name not in curve[row]:
-                raise InputError(
-                    f"params.yaml: checkpoint.keep_best: the curve has no {name}; it has "
-                    f"{', '.join(curve[row])}"
-                )
-            judged.append((sign * curve[row][name], path))
+        if curve and not any(name in row for row in curve):
+            raise InputError(
+                f"params.yaml: checkpoint.keep_best: the curve has no {name}; it has "
+                f"{', '.join(curve[-1])}"
+            )
+        following = {path: int(path.name.removeprefix("update-")) for path in self.saved()}
+        judged = [
+            (sign * curve[row][name], path)
+            for path, row in following.items()
+            if row < len(curve) and name in curve[row]
+        ]
         return max(judged, key=lambda pair: pair[0])[1] if judged else None
 
     def best_weights(self, curve: list[dict[str, float]]) -> dict[str, torch.Tensor] | None:

@@ -4,129 +4,167 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 
 from entrograd.annotate.clusters import clusterer
-from entrograd.annotate.groups import annotate_rows
-from entrograd.annotate.summary import WATCHED, check_alarms, summarise_rows
-from entrograd.methods.base import Recipe
+from entrograd.annotate.groups import GroupStatistics, annotate_groups
+from entrograd.annotate.params import AnnotateParams
+from entrograd.annotate.summary import WATCHED, check_alarms, summarise_groups
+from entrograd.data.groups import PromptGroup, table_of
+from entrograd.data.prompt import PromptRow
+from entrograd.methods.recipe import Recipe
 from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engine import Engine, Request
-from entrograd.rollout.rollout import group_requests, rollout_rows
+from entrograd.rollout.rollout import EncodedPrompt, group_requests, rollout_groups
+from entrograd.train.curve import Stopwatch
 from entrograd.train.dynamic import Filled, fill, has_signal
 from entrograd.train.params import TrainOnlineStage
-from entrograd.train.processes import Group, Processes, by_group
+from entrograd.train.policy import Policy
 from entrograd.train.required_columns import check_columns
 from entrograd.train.rounds import PromptOrder, Round, round_seed
 from entrograd.train.scoring import Scoring
 
 
+class TrainingPrompts:
+    """The training prompts, tokenised, their rows of the prompts table, and the order in which
+    rounds draw them."""
+
+    def __init__(
+        self,
+        encoded: Sequence[EncodedPrompt],
+        rows: Mapping[str, PromptRow],
+        order: PromptOrder,
+    ) -> None:
+        self.encoded, self.rows, self.order = encoded, rows, order
+        self.places = {prompt.prompt_id: place for place, prompt in enumerate(encoded)}
+
+    def take(self, count: int, used: set[int]) -> list[EncodedPrompt]:
+        """The next `count` prompts beside those at the places `used`, to which theirs are added;
+        fewer if no more are left."""
+        return [self.encoded[place] for place in self.order.take(count, used)]
+
+
+class Annotator:
+    """Grades and annotates groups: `score` with the policy in training, `grader` their answers."""
+
+    def __init__(
+        self,
+        params: AnnotateParams,
+        prompts: Mapping[str, PromptRow],
+        score: Scoring,
+        grader: Grader,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.params, self.prompts, self.score, self.grader = params, prompts, score, grader
+        self.stopwatch = stopwatch
+        self.cluster = clusterer(params.clusters, grader, params.device)
+
+    def __call__(self, groups: Sequence[PromptGroup]) -> list[GroupStatistics]:
+        """Annotate groups in place; returns the statistics of each."""
+        with self.stopwatch.phase("annotate"):
+            return annotate_groups(
+                groups, self.prompts, self.score, self.grader, self.cluster, self.params
+            )
+
+
 class RoundDrawer:
-    """Draws rounds from the training prompts `rows`, encoded, in `order` with the engine's policy.
+    """Draws rounds of `prompts` with the engine's policy.
 
     Several processes share the prompts of a draw out among themselves; each gets the whole round.
     """
 
     def __init__(
         self,
+        *,
         params: TrainOnlineStage,
         recipe: Recipe,
-        rows: Sequence[Mapping[str, Any]],
-        order: PromptOrder,
+        policy: Policy,
+        prompts: TrainingPrompts,
         engine: Engine,
-        scoring: Scoring,
-        grader: Grader,
-        processes: Processes,
-        device: torch.device,
+        annotator: Annotator,
     ) -> None:
-        self.params, self.recipe, self.rows = params, recipe, rows
-        self.order, self.engine, self.scoring, self.grader = order, engine, scoring, grader
-        self.processes, self.device = processes, device
-        self.cluster = clusterer(params.annotate.clusters, grader, params.annotate.device)
-        self.known = {row["prompt_id"]: row for row in rows}
-        self.places = {row["prompt_id"]: index for index, row in enumerate(rows)}
+        self.params, self.recipe, self.policy = params, recipe, policy
+        self.prompts, self.engine, self.annotator = prompts, engine, annotator
 
-    def draw(self, number: int, before: Round | None, sampled: Group | None = None) -> Round:
+    def draw(
+        self, number: int, before: Round | None, sampled: list[PromptGroup] | None = None
+    ) -> Round:
         """Round `number`; with dynamic sampling it begins with what the round `before` left.
-        `sampled`: its rollouts (this process's), where they were drawn ahead."""
+        `sampled`: its rollouts (this process's), if they were drawn ahead."""
         online = self.params.train_online
         dynamic, wanted = online.dynamic_sampling, online.prompts_per_round
-        carried = by_group(before.surplus) if before else []
-        used = {self.places[group[0]["prompt_id"]] for group in carried}
-        seen: Group = []
-        statistics: Group = []
+        carried = before.surplus if before else []
+        used = {self.prompts.places[group.prompt_id] for group in carried}
+        seen: list[PromptGroup] = []
+        statistics: list[GroupStatistics] = []
 
-        def sample(count: int) -> list[Group]:
+        def sample(count: int) -> list[PromptGroup]:
             own = sampled
             if own is None:
-                own = self.sample(number, self.requests(self.order.take(count, used)))
-            rows, groups = self._annotate(number, own)
-            seen.extend(rows)
-            statistics.extend(groups)
-            return by_group(rows)
+                own = self.sample(number, self.requests(self.prompts.take(count, used)))
+            groups, measured = self._annotate(number, own)
+            seen.extend(groups)
+            statistics.extend(measured)
+            return groups
 
         if dynamic is None:
             filled = Filled(sample(wanted), [], 1.0, {})
         else:
             share = before.share if before else 1.0
-            signal = partial(has_signal, self.recipe, device=self.device)
+            signal = partial(has_signal, self.recipe, device=self.policy.model.device)
             filled = fill(wanted, carried, share, sample, signal, dynamic)
-        batch = [row for group in filled.groups for row in group]
         return Round(
-            rows=batch,
-            measured={
-                "reward_mean": float(np.mean([row["reward"] for row in seen or batch])),
-                **self._watched(number, seen, statistics),
-                **filled.measured,
-            },
-            order=self.order.position(),
-            carried=sum(map(len, carried)),
-            surplus=[row for group in filled.surplus for row in group],
+            groups=filled.groups,
+            measured={**self._watched(number, seen, statistics), **filled.measured},
+            order=self.prompts.order.position(),
+            carried=len(carried),
+            surplus=filled.surplus,
             share=filled.share,
         )
 
-    def _watched(self, number: int, rows: Group, groups: Group) -> dict[str, float]:
-        """What the curve has of the rows that were drawn, and how many alarms they raise."""
-        if not rows:  # the round before left enough
-            none = dict.fromkeys((f"{status}_fraction" for status in WATCHED), 0.0)
-            return {"semantic_entropy": 0.0, **none, "alarms": 0.0}
-        summary = summarise_rows(rows, groups)
-        alarms = check_alarms(summary, self.params.annotate.alarms, f"round {number + 1}")
-        return {
-            "semantic_entropy": float(np.mean([g["semantic_entropy_rao"] for g in groups])),
-            **{f"{status}_fraction": summary["status"][status] for status in WATCHED},
-            "alarms": float(alarms),
-        }
+    def next_requests(self) -> list[Request]:
+        """This process's part of the requests for a whole round."""
+        return self.requests(self.prompts.take(self.prompts.order.per_round, set()))
 
-    def next_prompts(self) -> list[int]:
-        """The places of a whole round's prompts."""
-        return next(self.order)
-
-    def requests(self, places: Sequence[int]) -> list[Request]:
-        """This process's part of the requests for the prompts at `places`."""
-        mine = self.processes.share([self.rows[place] for place in places])
+    def requests(self, prompts: Sequence[EncodedPrompt]) -> list[Request]:
+        """This process's part of the requests for these prompts."""
+        mine = self.policy.processes.share(prompts)
         return group_requests(mine, self.params.rollout.group_size)
 
-    def sample(self, number: int, requests: Sequence[Request]) -> Group:
-        """Rows of the rollouts schema, drawn by the engine with the seed of round `number`."""
+    def sample(self, number: int, requests: Sequence[Request]) -> list[PromptGroup]:
+        """Groups of rollouts, drawn by the engine with the seed of round `number`."""
         if not requests:
             return []
         seed = round_seed(self.params.train_online.seed, number)
-        completions = self.engine.generate(requests, self.params.rollout.sampling, seed)
-        return rollout_rows(requests, completions, seed, self.engine)
+        with self.annotator.stopwatch.phase("sample"):
+            completions = self.engine.generate(requests, self.params.rollout.sampling, seed)
+        return rollout_groups(requests, completions, seed, self.engine)
 
-    def _annotate(self, number: int, sampled: Group) -> tuple[Group, Group]:
-        """(annotated rows, their groups' statistics) of what every process sampled."""
-        annotated: Group = []
-        groups: Group = []
-        if sampled:
-            annotated, groups = annotate_rows(
-                sampled, self.known, self.scoring, self.grader, self.cluster, self.params.annotate
-            )
-        self.processes.check_equal(self.engine.policy_version, "the policy")
-        annotated = self.processes.gather_groups(annotated)
-        check_columns(self.recipe, annotated, f"round {number + 1}")
-        return annotated, self.processes.gather(groups)
+    def _annotate(
+        self, number: int, sampled: list[PromptGroup]
+    ) -> tuple[list[PromptGroup], list[GroupStatistics]]:
+        """(annotated groups, the statistics of each) of what every process sampled."""
+        statistics = self.annotator(sampled) if sampled else []
+        processes = self.policy.processes
+        processes.check_equal(self.engine.policy_version, "the policy")
+        groups = processes.gather(sampled)
+        table = table_of(groups, "annotated")
+        check_columns(self.recipe, table, where=f"round {number + 1}")
+        return groups, processes.gather(statistics)
+
+    def _watched(
+        self, number: int, groups: Sequence[PromptGroup], statistics: Sequence[GroupStatistics]
+    ) -> dict[str, float]:
+        """What the curve has of the groups that were drawn, and how many alarms they raise."""
+        if not groups:  # the round before left enough: this policy has drawn nothing
+            return {"alarms": 0.0}
+        summary = summarise_groups(groups, statistics)
+        alarms = check_alarms(summary, self.params.annotate.alarms, f"round {number + 1}")
+        rewards = [c.reward or 0.0 for group in groups for c in group.completions]
+        return {
+            "reward_mean": float(np.mean(rewards)),
+            "semantic_entropy": float(np.mean([each.semantic_entropy_rao for each in statistics])),
+            **{f"{status}_fraction": summary["status"][status] for status in WATCHED},
+            "alarms": float(alarms),
+        }

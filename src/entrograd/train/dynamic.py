@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from entrograd.methods.base import Recipe
+from entrograd.data.groups import PromptGroup
+from entrograd.methods.recipe import Recipe
 from entrograd.train.batch import examples
 from entrograd.train.params import DynamicSampling
-from entrograd.train.processes import Group
 
 log = logging.getLogger("entrograd")
 
@@ -22,18 +22,18 @@ class Filled:
     """The groups of a round, those left over for the next, the share of drawn groups with signal
     to plan the next round by, and what was measured for the curve."""
 
-    groups: list[Group]
-    surplus: list[Group]
+    groups: list[PromptGroup]
+    surplus: list[PromptGroup]
     share: float
     measured: dict[str, float]
 
 
 def fill(
     wanted: int,
-    carried: Sequence[Group],
+    carried: Sequence[PromptGroup],
     share: float,
-    draw: Callable[[int], list[Group]],
-    signal: Callable[[list[Group]], list[bool]],
+    draw: Callable[[int], list[PromptGroup]],
+    signal: Callable[[list[PromptGroup]], list[bool]],
     params: DynamicSampling,
 ) -> Filled:
     """Draw until `wanted` groups have signal.
@@ -48,7 +48,7 @@ def fill(
     The batch is smaller than `wanted` where that bound or the prompts are reached before; where no
     group at all has signal it is `wanted` groups without.
     """
-    groups, without = list(carried), list[Group]()
+    groups, without = list(carried), list[PromptGroup]()
     limit, drawn, rounds = math.floor(params.max_factor * wanted), 0, 0
     while len(groups) < wanted and drawn < limit:
         count = min(math.ceil((wanted - len(groups)) / share), limit - drawn)
@@ -83,8 +83,7 @@ def fill(
     )
 
 
-def has_signal(recipe: Recipe, groups: Sequence[Group], device: torch.device) -> list[bool]:
+def has_signal(recipe: Recipe, groups: Sequence[PromptGroup], device: torch.device) -> list[bool]:
     """Whether any token of a group has an advantage under the recipe."""
-    rows = [row for group in groups for row in group]
-    active = (recipe.advantages(examples(rows, device).batch) != 0).any(-1)
+    active = (recipe.advantages(examples(groups, device).batch) != 0).any(-1)
     return [bool(part.any()) for part in active.split([len(group) for group in groups])]

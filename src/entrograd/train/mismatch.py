@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from entrograd.errors import InputError
-from entrograd.methods.base import Batch, Recipe
+from entrograd.methods.batch import Batch
+from entrograd.methods.recipe import Recipe
 from entrograd.numerics import kl
 from entrograd.train.params import MismatchGate
 
@@ -53,15 +53,12 @@ def gate(mismatch: dict[str, float], params: MismatchGate, recipe: Recipe, where
             f"{message}; give both the same dtype (rollout.dtype, train_online.dtype), or set "
             "train_online.mismatch.action: correct"
         )
-    name = recipe.loss.name
-    if params.action == "warn" or recipe.params[name].importance_sampling != "none":
+    if params.action == "warn" or recipe.importance_sampling:
         log.warning("%s", message)
         return recipe
     log.warning("%s: this step is corrected (%s)", message, params.importance_sampling)
-    corrected = replace(
-        recipe.params[name],
-        importance_sampling=params.importance_sampling,
-        importance_sampling_level=params.importance_sampling_level,
-        importance_sampling_cap=params.importance_sampling_cap,
+    return recipe.with_importance_sampling(
+        params.importance_sampling,
+        params.importance_sampling_level,
+        params.importance_sampling_cap,
     )
-    return replace(recipe, params={**recipe.params, name: corrected})

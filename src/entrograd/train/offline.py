@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from entrograd.annotate.reward_weights import head_entropies, head_values
-from entrograd.errors import InputError
-from entrograd.methods.base import Recipe
+from entrograd.annotate.reward_weights import head_entropies
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.pipeline.progress import progress
 from entrograd.rollout.params import Sampling
-from entrograd.storage.files import write_csv
-from entrograd.storage.tables import provenance, read_table
+from entrograd.storage.tables import provenance
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
+from entrograd.train.curve import Curve, Stopwatch
+from entrograd.train.forward_backward import StepSettings
 from entrograd.train.params import TrainOfflineParams
+from entrograd.train.policy import Policy, bad_batch_kept
 from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
 from entrograd.train.required_columns import check_columns, check_required_columns, with_heads
-from entrograd.train.setup import Policy, bad_batch_kept
-from entrograd.train.step import StepSettings, train_step
+from entrograd.train.step import train_step
+from entrograd.train.stored_groups import StoredGroups
 
 log = logging.getLogger("entrograd")
-
-Group = list[dict[str, Any]]
 
 
 def train_offline(
@@ -52,42 +50,36 @@ def train_offline(
     """
     recipe = choose(method)
     check_required_columns(recipe, "train_offline", params, None)
-    groups = read_groups(annotated, recipe)
-    rows = [row for group in groups for row in group]
-    ratings = head_values(rows, str(annotated))
-    recipe = with_heads(recipe, ratings, head_entropies(ratings, reward_heads, len(rows)))
+    groups = StoredGroups(annotated, resume, partial(check_columns, recipe, where=str(annotated)))
+    entropies = head_entropies(groups.ratings, reward_heads, groups.completions)
+    recipe = with_heads(recipe, groups.ratings, entropies)
     plan = schedule(len(groups), params)
     processes = connect(params.device)
-    policy = Policy(
-        model,
-        params.dtype,
-        params.device,
-        params.optimizer,
-        len(plan),
-        params.lora,
-        params.seed,
-        processes,
-    )
-    settings = step_settings(annotated, groups, params)
+    policy = Policy.load(model, params, len(plan), processes)
+    settings = step_settings(annotated, groups.longest, params)
     if reference := load_reference(recipe, params.reference, policy.model, params.dtype, settings):
-        reference.add_logprobs(rows, processes)
+        groups.add("ref_logprobs", partial(reference.add_logprobs, processes=processes))
         del reference
     checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer, processes=processes)
     state = checkpoints.restore()
+    metrics = Curve(resume / "curve.csv", state.curve, writes=processes.main)
+    stopwatch = Stopwatch(resume, policy.optimizer.done, writes=processes.main)
+    log.info("curve: %s", metrics.path)
     with progress(len(plan), "updates", "train_offline", policy.optimizer.done) as bar:
-        for epoch, chosen in plan[policy.optimizer.done :]:
-            rows = [row for index in chosen for row in groups[index]]
-            with bad_batch_kept(rows, resume):
-                batch = examples(rows, policy.model.device)
-                measured = train_step(
-                    policy.model, policy.optimizer, recipe, batch, settings, None, processes
-                )
-            state.curve.append({"update": policy.optimizer.done, "epoch": epoch, **measured})
-            checkpoints.save_if_due(state)
+        for epoch, indexes in plan[policy.optimizer.done :]:
+            due = [groups[index] for index in indexes]
+            with bad_batch_kept(due, resume), stopwatch.phase("update"):
+                batch = examples(due, policy.model.device)
+                measured = train_step(policy, recipe, batch, settings)
+            metrics.add({"update": policy.optimizer.done, "epoch": epoch, **measured})
+            with stopwatch.phase("checkpoint"):
+                checkpoints.save_if_due(state)
+            stopwatch.lap(int(batch.batch.lengths.sum()), update=policy.optimizer.done)
             bar.advance(1, f"loss {measured['loss']:.4f}, norm {measured['grad_norm']:.3f}")
     policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
     if processes.main:
-        write_csv(curve, state.curve)
+        metrics.write(curve)
+        stopwatch.write(curve)
     processes.close()
     return (
         f"{len(plan)} updates of {method.title} over {len(groups)} groups, {params.epochs} epochs"
@@ -95,7 +87,7 @@ def train_offline(
 
 
 def schedule(groups: int, params: TrainOfflineParams) -> list[tuple[int, list[int]]]:
-    """Epoch (from 1) and indexes of the groups of every step: a permutation an epoch."""
+    """Epoch (from 1) and indexes of the groups of every update: a permutation per epoch."""
     order = np.random.Generator(np.random.Philox(key=params.seed))
     plan = []
     for epoch in range(params.epochs):
@@ -107,26 +99,10 @@ def schedule(groups: int, params: TrainOfflineParams) -> list[tuple[int, list[in
     return plan
 
 
-def read_groups(annotated: Path, recipe: Recipe) -> list[Group]:
-    """The table's rows by prompt, in order of first appearance; what the method needs is there."""
-    rows = read_table(annotated, "annotated").to_pylist()
-    if not rows:
-        raise InputError(f"{annotated}: no rows to train on")
-    check_columns(recipe, rows, str(annotated))
-    groups: dict[str, Group] = {}
-    for row in rows:
-        if row["prompt_ids"] and row["completion_ids"]:
-            groups.setdefault(row["prompt_id"], []).append(row)
-    if len(rows) > (kept := sum(map(len, groups.values()))):
-        log.warning("%s: %d rows without tokens are left out", annotated, len(rows) - kept)
-    return list(groups.values())
-
-
-def step_settings(annotated: Path, groups: list[Group], params: TrainOfflineParams) -> StepSettings:
-    """Temperature and length limit as sampled; for tables made elsewhere 1 and the longest row."""
+def step_settings(annotated: Path, longest: int, params: TrainOfflineParams) -> StepSettings:
+    """Temperature and length limit as sampled; for tables made elsewhere 1 and the `longest`."""
     sampling = provenance(annotated).get("sampling")
     if sampling is None:
-        longest = max(len(row["completion_ids"]) for group in groups for row in group)
         log.info("%s: no provenance; temperature 1 and length limit %d", annotated, longest)
         return StepSettings(1.0, longest, params.token_budget, params.share_prompts)
     known = Sampling.model_validate(sampling)

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-import numpy as np
-
+from entrograd.annotate.completions import Prompts
 from entrograd.annotate.reward_weights import read_entropies
+from entrograd.methods.recipe import Recipe
 from entrograd.methods.registry import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.pipeline.progress import progress
 from entrograd.rewards.verify.grade import Grader
 from entrograd.rollout.engines import check_processes, open_engine
 from entrograd.rollout.rollout import encoded_prompts
-from entrograd.storage.files import write_csv
 from entrograd.train.batch import examples
-from entrograd.train.checkpoint import Checkpoints
-from entrograd.train.draw import RoundDrawer
+from entrograd.train.checkpoint import Checkpoints, State
+from entrograd.train.curve import Curve, Stopwatch, online_row
+from entrograd.train.draw import Annotator, RoundDrawer, TrainingPrompts
+from entrograd.train.forward_backward import StepSettings
+from entrograd.train.heldout import Heldout
 from entrograd.train.mismatch import gate, measure
 from entrograd.train.params import TrainOnlineStage
+from entrograd.train.policy import Policy, bad_batch_kept
 from entrograd.train.prefetch import Prefetch
 from entrograd.train.processes import connect
 from entrograd.train.reference import load_reference
 from entrograd.train.required_columns import check_required_columns, with_heads
 from entrograd.train.rollout_source import RolloutSource
-from entrograd.train.rounds import PromptOrder, Rounds
+from entrograd.train.rounds import MiniBatches, PromptOrder, Rounds
 from entrograd.train.scoring import Scoring
-from entrograd.train.setup import Policy, bad_batch_kept
-from entrograd.train.step import StepSettings, train_step
+from entrograd.train.step import train_step
+
+log = logging.getLogger("entrograd")
 
 
 def train_online(
@@ -43,133 +49,133 @@ def train_online(
     reward_heads: Path | None = None,
 ) -> str:
     """Train the model in `model` on completions it draws itself; write weights, every round's
-    annotated rollouts (a shard a round) and the learning curve. ENCORE's entropies are those in
+    annotated rollouts (a shard per round) and the learning curve. ENCORE's entropies are those in
     `reward_heads`. Unfinished work in `resume` is continued. Returns the one-line result."""
-    online, recipe = params.train_online, choose(params.method)
-    heads = tuple(params.annotate.heads)
-    check_required_columns(recipe, "train_online", online, heads)
-    recipe = with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
-    tokenizer = load_tokenizer(model)
-    rows = encoded_prompts(prompts, None, params.rollout, model)
-    per_round = online.epochs_per_round
-    updates = online.rounds * per_round
+    online, recipe = params.train_online, _recipe(params, reward_heads)
+    encoded = encoded_prompts(prompts, None, params.rollout, model, resume)
+    heldout = Heldout(online, params.rollout, prompts, model)
     processes = connect(online.device)
     check_processes(params.rollout, processes.count)
-    policy = Policy(
-        model,
-        online.dtype,
-        online.device,
-        online.optimizer,
-        updates,
-        online.lora,
-        online.seed,
-        processes,
-    )
-    order = PromptOrder(len(rows), online.prompts_per_round, online.seed)
-    checkpoints = Checkpoints(resume, online.checkpoint, policy.optimizer, per_round, processes)
+    mini_batches = MiniBatches(online, len(encoded))
+    per_round = mini_batches.updates
+    policy = Policy.load(model, online, online.rounds * per_round, processes)
+    device, optimizer = policy.model.device, policy.optimizer
+    checkpoints = Checkpoints(resume, online.checkpoint, optimizer, processes)
     state = checkpoints.restore()
-    if state.data:
-        order.restore(state.data["order"])
+    metrics = Curve(resume / "curve.csv", state.curve, writes=processes.main)
+    stopwatch = Stopwatch(resume, optimizer.done, writes=processes.main)
+    log.info("curve: %s", metrics.path)
     sampling = params.rollout.sampling
-    temperature = sampling.temperature or 1.0
     settings = StepSettings(
-        temperature, sampling.max_new_tokens, online.token_budget, online.share_prompts
+        sampling.temperature or 1.0,
+        sampling.max_new_tokens,
+        online.token_budget,
+        online.share_prompts,
     )
-    kept = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
+    stored = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
     reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
     scoring = Scoring(
         policy.sampler() if processes.sharded else policy.model,
-        temperature,
-        online.token_budget,
+        settings,
         params.annotate.token_budget,
-        online.share_prompts,
+        mini_batches.first,
     )
-    # what scoring keeps is of one draw's rows, in one process: useful where those are the round
-    whole_graph = online.dynamic_sampling is None and processes.count == 1
-
+    order = PromptOrder(len(encoded), online.prompts_per_round, online.seed)
+    training = TrainingPrompts(encoded, Prompts(prompts), order)
+    begun = optimizer.done // per_round
     with (
-        progress(
-            online.rounds, "rounds", "train_online", policy.optimizer.done // per_round
-        ) as bar,
-        Grader(params.annotate.grader) as grader,
-        closing(
-            open_engine(params.rollout, model, policy.sampler(), resume, processes.rank)
-        ) as engine,
-        ExitStack() as running,
+        progress(online.rounds, "rounds", "train_online", begun) as bar,
+        _drawer(params, model, resume, recipe, policy, training, scoring, stopwatch) as drawer,
+        _source(drawer, stored, heldout, state) as source,
     ):
-        drawer = RoundDrawer(
-            params,
-            recipe,
-            rows,
-            order,
-            engine,
-            scoring,
-            grader,
-            processes,
-            policy.model.device,
-        )
-        ahead: Prefetch | None = None
-        if online.prefetch:
-            ahead = Prefetch(drawer, kept, processes, online.rounds, state.data.get("sampler"))
-            running.callback(ahead.close)
-        if policy.optimizer.done:  # it may have started with the weights in `model`
-            engine.update_weights(policy.sampler())
-            processes.wait()
-        supply = RolloutSource(
-            drawer,
-            kept,
-            ahead,
-            dynamic=online.dynamic_sampling is not None,
-            keep_graph=whole_graph,
-        )
-        for update in range(policy.optimizer.done, updates):
+        for update in range(optimizer.done, online.rounds * per_round):
             number, part = divmod(update, per_round)
-            drawn = supply.round(number, part)
+            drawn = source.round(number, part)
             if reference:
-                reference.add_logprobs(drawn.rows, processes)
-            with bad_batch_kept(drawn.rows, resume):
-                batch = examples(drawn.rows, policy.model.device)
+                reference.add_logprobs(drawn.groups, processes)
+            groups = mini_batches(drawn.groups, number, part)
+            with bad_batch_kept(groups, resume), stopwatch.phase("update"):
+                batch = examples(groups, device)
                 mismatch = measure(batch.batch) if sampling.temperature else {}
                 gated = gate(mismatch, online.mismatch, recipe, f"round {number + 1}")
-                scored = scoring.take()
-                measured = train_step(
-                    policy.model,
-                    policy.optimizer,
-                    gated,
-                    batch,
-                    settings,
-                    scored if whole_graph else None,
-                    processes,
-                )
-                measured |= (
-                    {**mismatch, "mismatch_corrected": float(gated is not recipe)}
-                    if mismatch
-                    else {}
-                )
-            if part + 1 == per_round:
-                if ahead:
-                    ahead.finish()
-                engine.update_weights(policy.sampler())
-                processes.wait()
-                state.curve.append({"round": number + 1, **drawn.measured, **measured})
-                reward, alarms = drawn.measured["reward_mean"], drawn.measured["alarms"]
-                note = f"reward {reward:.3f}, loss {measured['loss']:.4f}"
-                bar.advance(1, f"{note}, alarms {alarms:.0f}" if alarms else note)
-            state.data = {"order": order.position(), "policy_version": engine.policy_version}
-            if ahead:
-                if part + 1 < per_round:  # what is being drawn is by weights that are gone
-                    continue
-                state.data["sampler"] = ahead.sampler
-            checkpoints.save_if_due(state)
-    policy.save(tokenizer, out, checkpoints.best_weights(state.curve))
+                measured = train_step(policy, gated, batch, settings, source.cached_forward())
+                if mismatch:
+                    measured |= {**mismatch, "mismatch_corrected": float(gated is not recipe)}
+            of_round, epoch = drawn.measured if part == 0 else {}, mini_batches.epoch(part)
+            metrics.add(online_row(number + 1, update + 1, epoch, of_round, measured))
+            if last := part + 1 == per_round:
+                source.finish_round(policy)
+                bar.advance(1, _note(metrics, drawn.measured["alarms"]))
+            if last or not source.prefetch:  # what is drawn ahead is by weights that are gone
+                state.data = source.position()
+                with stopwatch.phase("checkpoint"):
+                    checkpoints.save_if_due(state)
+            tokens = int(batch.batch.lengths.sum())
+            stopwatch.lap(tokens, round=number + 1, update=update + 1)
+    policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
     if processes.main:
-        kept.assemble(online.rounds, rounds)
-        write_csv(curve, state.curve)
+        stored.assemble(online.rounds, rounds)
+        metrics.write(curve)
+        stopwatch.write(curve)
     processes.close()
-    first, last = (np.mean([r["reward_mean"] for r in part]) for part in _ends(state.curve))
-    return f"{online.rounds} rounds of {params.method.title}, mean reward {first:.3f} -> {last:.3f}"
+    first, end = metrics.ends("reward_mean")
+    return f"{online.rounds} rounds of {params.method.title}, mean reward {first:.3f} -> {end:.3f}"
 
 
-def _ends(rows: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    count = max(1, len(rows) // 10)
-    return rows[:count], rows[-count:]
+def _recipe(params: TrainOnlineStage, reward_heads: Path | None) -> Recipe:
+    """The recipe, checked, with the entropies of the reward heads."""
+    recipe, heads = choose(params.method), tuple(params.annotate.heads)
+    check_required_columns(recipe, "train_online", params.train_online, heads)
+    return with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
+
+
+@contextmanager
+def _drawer(
+    params: TrainOnlineStage,
+    model: Path,
+    resume: Path,
+    recipe: Recipe,
+    policy: Policy,
+    prompts: TrainingPrompts,
+    score: Scoring,
+    stopwatch: Stopwatch,
+) -> Iterator[RoundDrawer]:
+    """What draws rounds; its grader and engine live as long as the context."""
+    rank = policy.processes.rank
+    with (
+        Grader(params.annotate.grader) as grader,
+        closing(open_engine(params.rollout, model, policy.sampler(), resume, rank)) as engine,
+    ):
+        yield RoundDrawer(
+            params=params,
+            recipe=recipe,
+            policy=policy,
+            prompts=prompts,
+            engine=engine,
+            annotator=Annotator(params.annotate, prompts.rows, score, grader, stopwatch),
+        )
+
+
+@contextmanager
+def _source(
+    drawer: RoundDrawer, stored: Rounds, heldout: Heldout, state: State
+) -> Iterator[RolloutSource]:
+    """The rounds from `state` on."""
+    online, policy = drawer.params.train_online, drawer.policy
+    with ExitStack() as running:
+        prefetch = None
+        if online.prefetch:
+            sampler = state.data.get("sampler")
+            prefetch = Prefetch(drawer, stored, policy.processes, online.rounds, sampler)
+            running.callback(prefetch.close)
+        source = RolloutSource(drawer, stored, heldout, prefetch)
+        if state.data:
+            drawer.prompts.order.restore(state.data["order"])
+        if policy.optimizer.done:  # the engine may have started with the weights of the beginning
+            source.update_weights(policy)
+        yield source
+
+
+def _note(metrics: Curve, alarms: float) -> str:
+    note = f"reward {metrics.newest('reward_mean'):.3f}, loss {metrics.newest('loss'):.4f}"
+    return f"{note}, alarms {alarms:.0f}" if alarms else note

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from entrograd.annotate.params import AnnotateParams
 from entrograd.methods.params import MethodParams
-from entrograd.params import Device, DType, Fraction, Positive, Section
+from entrograd.params import Device, DType, Execution, Fraction, Positive, Section
 from entrograd.rollout.params import RolloutParams
 
 
@@ -46,8 +46,8 @@ class Checkpoint(Section):
     """
 
     every_updates: Positive = 1
-    max_fraction: Annotated[float, Field(gt=0, le=1, exclude=True)] = 0.05
-    keep_last: Annotated[int, Field(gt=0, exclude=True)] = 2
+    max_fraction: Annotated[float, Field(gt=0, le=1), Execution] = 0.05
+    keep_last: Annotated[Positive, Execution] = 2
     keep_best: str | None = None
 
 
@@ -74,12 +74,12 @@ class TrainOfflineParams(Section):
     prompts_per_update: Positive = 16
     optimizer: Optimizer = Optimizer()
     lora: Lora | None = None
-    token_budget: Positive = 16384
+    token_budget: Annotated[Positive, Execution] = 16384
     share_prompts: bool | None = None
     seed: int = 0
     checkpoint: Checkpoint = Checkpoint()
     dtype: DType = "auto"
-    device: Device = "auto"
+    device: Annotated[Device, Execution] = "auto"
 
     def files(self) -> list[str]:
         return [self.reference] if self.reference else []
@@ -111,10 +111,22 @@ class DynamicSampling(Section):
     newest: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
+class HeldoutAccuracy(Section):
+    """Accuracy of greedy completions of the first `problems` held-out prompts, measured before the
+    first update of every `every_rounds`-th round, beginning with the first, and of the last."""
+
+    every_rounds: Positive = 10
+    problems: Positive = 128
+
+
 class TrainOnlineParams(Section):
-    """Stage train_online: each step samples `prompts_per_round` groups, grades, annotates and
-    updates `epochs_per_round` times. Sampling, group size and grading are those of sections
-    rollout and annotate; `reference`, `lora` and `share_prompts` are as in train_offline.
+    """Stage train_online: each round samples `prompts_per_round` groups, grades and annotates them
+    and passes over them `epochs_per_round` times. A pass makes one update on the whole round, or,
+    with `prompts_per_update`, one on each mini-batch of at most so many groups. A round that
+    dynamic sampling leaves short is divided into as many mini-batches as any other, of fewer
+    groups. `evaluate` (null: never) adds the column `heldout_accuracy` to the curve. Sampling,
+    group size and grading are those of sections rollout and annotate; `reference`, `lora` and
+    `share_prompts` are as in train_offline.
     `prefetch`: a round is sampled while the updates of the round before it run, by the policy from
     before them; importance weights (the method's `importance_sampling`) make up for it. For
     engines vllm and vllm_server.
@@ -123,18 +135,29 @@ class TrainOnlineParams(Section):
     reference: str | None = None
     rounds: Annotated[int, Field(ge=0)] = 100
     prompts_per_round: Positive = 16
+    prompts_per_update: Positive | None = None
     epochs_per_round: Positive = 1
+    evaluate: HeldoutAccuracy | None = None
     prefetch: bool = False
     dynamic_sampling: DynamicSampling | None = None
     mismatch: MismatchGate = MismatchGate()
     optimizer: Optimizer = Optimizer()
     lora: Lora | None = None
-    token_budget: Positive = 16384
+    token_budget: Annotated[Positive, Execution] = 16384
     share_prompts: bool | None = None
     seed: int = 0
     checkpoint: Checkpoint = Checkpoint()
     dtype: DType = "auto"
-    device: Device = "auto"
+    device: Annotated[Device, Execution] = "auto"
+
+    @model_validator(mode="after")
+    def _mini_batches(self) -> TrainOnlineParams:
+        if (self.prompts_per_update or 1) > self.prompts_per_round:
+            raise ValueError(
+                f"prompts_per_update: {self.prompts_per_update} prompts, but a round has "
+                f"{self.prompts_per_round} (prompts_per_round); lower it, or null: the whole round"
+            )
+        return self
 
     def files(self) -> list[str]:
         return [self.reference] if self.reference else []

@@ -1,6 +1,6 @@
 """One process, or many that `accelerate launch` started: who does what, and what is exchanged.
 
-Data parallel: every process holds the whole model and every round's rows. It draws its share of a
+Data parallel: every process holds the whole model and every round's groups. It draws its share of a
 round's prompts, computes the gradient of its share of a batch, and the gradients are added up once
 an update, in the masters' float32. Loss denominators are those of the whole batch, so nothing is
 averaged and the shares may be of any size.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence, Sized
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ from entrograd.models.load import resolve_device
 log = logging.getLogger("entrograd")
 
 T = TypeVar("T")
-
-Group = list[dict[str, Any]]
 
 
 class Processes:
@@ -45,10 +43,6 @@ class Processes:
     def gather(self, shares: Sequence[T]) -> list[T]:
         """The whole of which each process gives the `share` it has worked on, in its order."""
         return list(shares)
-
-    def gather_groups(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows of all processes' groups (rows of one prompt_id), group after group."""
-        return [row for group in self.gather(by_group(rows)) for row in group]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
@@ -168,17 +162,9 @@ def connect(device: str) -> Processes:
     return Launched(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
 
 
-def by_group(rows: Sequence[dict[str, Any]]) -> list[Group]:
-    """The rows of each prompt, in order of first appearance."""
-    groups: dict[str, Group] = {}
-    for row in rows:
-        groups.setdefault(row["prompt_id"], []).append(row)
-    return list(groups.values())
-
-
 def own_rows(
-    prompts: Sequence[Sequence[Any]],
-    completions: Sequence[Sequence[Any]],
+    prompts: Sequence[Sized],
+    completions: Sequence[Sized],
     groups: Sequence[int],
     rank: int,
     count: int,

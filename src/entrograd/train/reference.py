@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from entrograd.data.groups import PromptGroup
 from entrograd.errors import InputError
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
 from entrograd.models.forward import score
 from entrograd.models.load import load_model
-from entrograd.train.processes import ALONE, Processes, by_group
-from entrograd.train.step import StepSettings
+from entrograd.train.forward_backward import StepSettings
+from entrograd.train.processes import ALONE, Processes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger("entrograd")
 
@@ -20,7 +27,9 @@ log = logging.getLogger("entrograd")
 class Reference:
     """The model in folder `path`, scoring completions as the trainer's own forward does."""
 
-    def __init__(self, path: str, policy: Any, dtype: str, settings: StepSettings) -> None:
+    def __init__(
+        self, path: str, policy: PreTrainedModel, dtype: str, settings: StepSettings
+    ) -> None:
         self.path, self.settings = path, settings
         self.model = load_model(path, dtype, str(policy.device))
         words, expected = (m.get_input_embeddings().num_embeddings for m in (self.model, policy))
@@ -31,25 +40,23 @@ class Reference:
             )
         self._compared = False
 
-    def add_logprobs(self, rows: Sequence[dict[str, Any]], processes: Processes = ALONE) -> None:
-        """Give each row its `ref_logprobs`: log pi_ref of every completion token, nats. Each of
-        several processes has the same rows and computes its share of the groups."""
-        groups = by_group([row for row in rows if row.get("ref_logprobs") is None])
-        missing = [row for group in groups for row in group]
-        mine = [row for group in processes.share(groups) for row in group]
+    def add_logprobs(self, groups: Sequence[PromptGroup], processes: Processes = ALONE) -> None:
+        """Give each completion its `ref_logprobs`: log pi_ref of every token, nats. Each of several
+        processes has the same groups and computes its share of them."""
+        missing = [g for g in groups if any("ref_logprobs" not in c.tokens for c in g.completions)]
+        mine = processes.share(missing)
         scored = score(
             self.model,
-            [row["prompt_ids"] for row in mine],
-            [row["completion_ids"] for row in mine],
+            [group.prompt_ids for group in mine for _ in group.completions],
+            [c.completion_ids for group in mine for c in group.completions],
             self.settings.temperature,
             self.settings.token_budget,
         )
-        share = [
-            {"prompt_id": row["prompt_id"], "ref_logprobs": logprobs}
-            for row, (logprobs, _) in zip(mine, scored, strict=True)
-        ]
-        for row, found in zip(missing, processes.gather_groups(share), strict=True):
-            row["ref_logprobs"] = found["ref_logprobs"]
+        logprobs = (values for values, _ in scored)
+        share = [list(islice(logprobs, len(group))) for group in mine]
+        for group, found in zip(missing, processes.gather(share), strict=True):
+            for completion, values in zip(group.completions, found, strict=True):
+                completion.tokens["ref_logprobs"] = values
         if missing and not self._compared:
             self._compared = True
             if _largest_gap(missing) < 1e-3:
@@ -61,7 +68,7 @@ class Reference:
 
 
 def load_reference(
-    recipe: Recipe, path: str | None, policy: Any, dtype: str, settings: StepSettings
+    recipe: Recipe, path: str | None, policy: PreTrainedModel, dtype: str, settings: StepSettings
 ) -> Reference | None:
     """The reference model where `recipe` reads one; loaded on the policy's device."""
     if "ref_logprobs" not in recipe.required_columns:
@@ -72,9 +79,9 @@ def load_reference(
     return Reference(path, policy, dtype, settings)
 
 
-def _largest_gap(rows: Sequence[dict[str, Any]]) -> float:
+def _largest_gap(groups: Sequence[PromptGroup]) -> float:
     return max(
-        abs(old - new)
-        for row in rows
-        for old, new in zip(row["old_logprobs"], row["ref_logprobs"], strict=True)
+        float(np.abs(c.tokens["old_logprobs"] - c.tokens["ref_logprobs"]).max())
+        for group in groups
+        for c in group.completions
     )

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from entrograd.errors import InputError
-from entrograd.methods.base import Recipe
+from entrograd.methods.recipe import Recipe
+from entrograd.storage.metrics import CURVE
 from entrograd.train.params import TrainOfflineParams, TrainOnlineParams
-
-# The columns a learning curve may have; with reward heads also weight_NAME. Then online ones.
-COLUMNS = {
-    *("update", "round", "epoch", "loss", "grad_norm", "lr", "reward_mean", "length_mean"),
-    *("zero_signal_fraction", "kl", "kl_k1", "kl_ref", "log_ratio_max", "clip_low", "clip_high"),
-    "weight_capped",
-    *("entropy_mean", "entropy_q10", "entropy_q50", "entropy_q90", "semantic_entropy"),
-    *("modulation_mean", "modulation_min", "advantage_correct", "advantage_wrong"),
-    *("positive_correct", "negative_wrong", "kept_tokens", "nonzero_tokens"),
-    *("alarms", "no_answer_fraction", "truncated_fraction", "timeout_fraction"),
-    *("mismatch_mean", "mismatch_max", "mismatch_kl", "mismatch_corrected"),
-    *("groups_drawn", "groups_carried", "signal_fraction", "draws"),
-}
 
 
 def check_required_columns(
@@ -37,11 +27,16 @@ def check_required_columns(
         heads: the names of annotate.heads; None where a table's own decide.
     """
     best = (stage.checkpoint.keep_best or "loss").removeprefix("-")
-    if best not in COLUMNS and not best.startswith("weight_"):
-        allowed = get_close_matches(best, COLUMNS, 3) or [*sorted(COLUMNS), "weight_HEAD"]
+    if best not in CURVE and not best.startswith("weight_"):
+        allowed = get_close_matches(best, CURVE, 3) or sorted(CURVE)
         raise InputError(
             f"params.yaml: {section}.checkpoint.keep_best: no learning curve has {best!r}; take "
             f"{', '.join(allowed)} ('-' before it: the lowest is best)"
+        )
+    if best == "heldout_accuracy" and getattr(stage, "evaluate", None) is None:
+        raise InputError(
+            f"params.yaml: {section}.checkpoint.keep_best: heldout_accuracy is not measured; set "
+            "train_online.evaluate, such as {every_rounds: 10, problems: 128}"
         )
     who = f"method {recipe.name} (with its reward, credit, modulation and loss)"
     if "ref_logprobs" in recipe.required_columns and stage.reference is None:
@@ -61,17 +56,23 @@ def check_required_columns(
         )
 
 
-def check_columns(recipe: Recipe, rows: Iterable[Mapping[str, Any]], where: str) -> None:
-    """InputError where a column that `recipe` reads is empty in some row; ref_logprobs are the
-    trainer's own."""
-    columns = sorted(recipe.required_columns - {"ref_logprobs"})
-    for number, row in enumerate(rows):
-        for column in columns:
-            if row.get(column) in (None, []):
-                raise InputError(
-                    f"{where}: row {number}: {column} is empty and method {recipe.name} needs it; "
-                    "annotate the rollouts with it or choose another method"
-                )
+def check_columns(recipe: Recipe, table: pa.Table, first_row: int = 0, *, where: str) -> None:
+    """InputError where a column that `recipe` reads is empty in some row of an annotated table,
+    which begins at `first_row` of `where`; ref_logprobs are the trainer's own."""
+    bad: list[tuple[int, str]] = []
+    for name in sorted(recipe.required_columns - {"ref_logprobs"}):
+        column = table[name]
+        empty = pc.is_null(column)
+        if pa.types.is_list(column.type):
+            empty = pc.or_(empty, pc.equal(pc.fill_null(pc.list_value_length(column), 0), 0))
+        if (row := pc.index(empty, True).as_py()) >= 0:
+            bad.append((row, name))
+    if bad:
+        row, name = min(bad, key=lambda pair: pair[0])
+        raise InputError(
+            f"{where}: row {first_row + row}: {name} is empty and method {recipe.name} needs it; "
+            "annotate the rollouts with it or choose another method"
+        )
 
 
 def with_heads(recipe: Recipe, heads: Collection[str], entropies: Mapping[str, float]) -> Recipe:

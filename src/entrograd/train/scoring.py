@@ -7,14 +7,26 @@ micro-batch the graph is kept, and the update has no forward of its own for them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from entrograd.models.forward import TokenValues, batches, completion_logprobs, score, token_lists
+from entrograd.data.groups import PromptGroup
+from entrograd.models.forward import (
+    TokenValues,
+    batches,
+    completion_logprobs,
+    per_completion,
+    score,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from entrograd.train.forward_backward import StepSettings
 
 
 @dataclass(frozen=True)
@@ -26,68 +38,70 @@ class CachedForward:
 
 
 class Scoring:
-    """Scores the rows of a round and keeps the graph of one micro-batch of them.
+    """Scores the completions of a round and keeps the graph of one micro-batch of them.
 
-    train_budget bounds the tokens of that micro-batch, score_budget those of a pass without graph.
+    settings: of the update; its token_budget bounds that micro-batch.
+    score_budget: bounds the tokens of a pass without graph.
+    first: the round's first update is made on so many of its groups, the first; None: on all.
     """
 
     def __init__(
         self,
-        model: Any,
-        temperature: float,
-        train_budget: int,
+        model: PreTrainedModel,
+        settings: StepSettings,
         score_budget: int,
-        share_prompts: bool | None = None,
+        first: int | None = None,
     ) -> None:
-        self.model, self.temperature = model, temperature
-        self.train_budget, self.score_budget = train_budget, score_budget
-        self.share_prompts = share_prompts
-        self._kept: CachedForward | None = None
+        self.model, self.settings = model, settings
+        self.score_budget, self.first = score_budget, first
+        self._cached: CachedForward | None = None
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[TokenValues]:
-        """(logprobs, entropies) of each row's completion, in nats. Which rows keep their graph
-        depends on `rows` alone, so scoring them again under the same weights gives the same."""
-        prompts = [row["prompt_ids"] for row in rows]
-        completions = [row["completion_ids"] for row in rows]
-        chosen = _with_signal(rows)
-        planned = batches(
-            [prompts[i] for i in chosen], [completions[i] for i in chosen], self.train_budget
-        )
-        kept = [chosen[i] for i in next(planned, [])]
-        rest = sorted(set(range(len(rows))) - set(kept))
+    def __call__(self, groups: Sequence[PromptGroup]) -> list[TokenValues]:
+        """(logprobs, entropies) of each completion, [T] in nats, group after group. Which
+        keep their graph depends on `groups` alone, so scoring them again under the same weights
+        gives the same."""
+        prompts = [group.prompt_ids for group in groups for _ in group.completions]
+        completions = [c.completion_ids for group in groups for c in group.completions]
+        signal = _with_signal(groups[: self.first])
+        budget, temperature = self.settings.token_budget, self.settings.temperature
+        planned = batches([prompts[i] for i in signal], [completions[i] for i in signal], budget)
+        kept = [signal[i] for i in next(planned, [])]
+        rest = sorted(set(range(len(completions))) - set(kept))
         values: dict[int, TokenValues] = {}
-        self._kept = None
+        self._cached = None
         if kept:
             parts = [completions[i] for i in kept]
             flat, entropies = completion_logprobs(
                 self.model,
                 [prompts[i] for i in kept],
                 parts,
-                self.temperature,
-                self.share_prompts,
+                temperature,
+                self.settings.share_prompts,
             )
-            self._kept = CachedForward(torch.tensor(kept), flat)
-            values |= zip(kept, token_lists(flat.detach(), entropies, parts), strict=True)
+            self._cached = CachedForward(torch.tensor(kept), flat)
+            values |= zip(kept, per_completion(flat.detach(), entropies, parts), strict=True)
         scored = score(
             self.model,
             [prompts[i] for i in rest],
             [completions[i] for i in rest],
-            self.temperature,
+            temperature,
             self.score_budget,
         )
         values |= zip(rest, scored, strict=True)
-        return [values[i] for i in range(len(rows))]
+        return [values[i] for i in range(len(completions))]
 
     def take(self) -> CachedForward | None:
         """What the last call kept, once: after an update the weights are others."""
-        kept, self._kept = self._kept, None
-        return kept
+        cached, self._cached = self._cached, None
+        return cached
 
 
-def _with_signal(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Rows of groups whose rewards differ. A guess at who will have advantages, which only the
-    method knows: a wrong one costs time, never a gradient."""
-    rewards: dict[str, set[float]] = {}
-    for row in rows:
-        rewards.setdefault(row["prompt_id"], set()).add(row["reward"])
-    return [i for i, row in enumerate(rows) if len(rewards[row["prompt_id"]]) > 1]
+def _with_signal(groups: Sequence[PromptGroup]) -> list[int]:
+    """Completions of groups whose rewards differ. A guess at who will have advantages, which only
+    the method knows: a wrong one costs time, never a gradient."""
+    differs = [
+        len({completion.reward for completion in group.completions}) > 1
+        for group in groups
+        for _ in group.completions
+    ]
+    return [i for i, signal in enumerate(differs) if signal]

@@ -16,18 +16,20 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.methods.base import Batch, Recipe, denominators
+from entrograd.methods.batch import Batch, denominators
 from entrograd.methods.catalogue import reader
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.methods.explain.group_file import COMPLETION_KEYS, TOKEN_KEYS, read_group
-from entrograd.methods.params import CHOICES, MethodParams
-from entrograd.methods.registry import METHODS, recipe
+from entrograd.methods.params import MethodParams
+from entrograd.methods.presets import CHOICES, COMPONENTS, PRESETS
+from entrograd.methods.recipe import Recipe
+from entrograd.methods.registry import owner, recipe
 from entrograd.numerics import masked
 from entrograd.numerics.kernel_language import heat_kernel_eigenvalues, kernel_language
 from entrograd.numerics.ratings import rating_entropy
 from entrograd.params import check
 
-# A method names its needs as the annotated table does; here clusters come from the answers.
+# A component names columns as the annotated table does; here clusters come from the answers.
 SOURCES = {"cluster_id": "answers"}
 # Diagnostics of graded rewards, left out of a group that has none.
 GRADED = {
@@ -43,30 +45,30 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
     """The advantages, loss and diagnostics of one group, as JSON values.
 
     Args:
-        method: a name of METHODS.
+        method: a name of PRESETS.
         group_file: the group.
-        settings: key=value; a key is a parameter of `method`, OTHER.parameter of another one, or
-            one of the choices reward, credit, modulation, loss (the value names a method).
+        settings: key=value; a key is a parameter of a component in use, COMPONENT.parameter, or one
+            of the choices reward, advantage, weighting, loss (the value names a component).
 
     Returns:
-        `method`, `choices`, `params`, `rewards` (composed), `working` (what its choices compute on
-        the way), `advantages` (ragged), `token_losses` and `loss` where logprobs are given,
-        `diagnostics`. Without token lists a completion's tokens are equal and one stands for all;
-        an `answer_graph` adds its kernel language entropy.
+        `method`, `choices`, `params` (by component), `rewards` (composed), `working` (what the
+        components compute on the way, by component), `advantages` (ragged), `token_losses` and
+        `loss` if logprobs are given, `diagnostics`. Without token lists a completion's tokens are
+        equal and one stands for all; an `answer_graph` adds its kernel language entropy.
 
     Raises:
         InputError: names the file and key, or the setting.
     """
-    if method not in METHODS:
-        close = difflib.get_close_matches(method, METHODS) or list(METHODS)
+    if method not in PRESETS:
+        close = difflib.get_close_matches(method, PRESETS) or list(PRESETS)
         raise InputError(f"--method {method}: unknown method; there is {', '.join(close)}")
     data = read_group(group_file)
     try:
         chosen = recipe(check(MethodParams, _section(method, settings), "method"))
-        _check_needs(chosen, data, str(group_file))
+        _check_columns(chosen, data, str(group_file))
         batch, logprobs = make_batch(data, str(group_file))
         chosen = _fitted(chosen, batch)
-        credited = chosen.rewarded(batch)
+        rewarded = chosen.rewarded(batch)
     except InputError as error:
         raise InputError(str(error).replace("params.yaml: method.", "--set ")) from None
     advantages = chosen.advantages(batch)
@@ -75,15 +77,11 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         shown = shown & (torch.arange(shown.shape[1]) == 0)
     answer: dict[str, Any] = {
         "method": method,
-        "choices": {choice: getattr(chosen, choice).name for choice in CHOICES},
-        "params": _json(dataclasses.asdict(chosen.params[method])),
-        "rewards": credited.rewards.tolist(),
+        "choices": {part.choice: part.name for part in chosen.components},
+        "params": _params(chosen),
+        "rewards": rewarded.rewards.tolist(),
     }
-    others = {getattr(chosen, choice).name for choice in CHOICES} - {method}
-    for name in sorted(others):
-        parameters = _json(dataclasses.asdict(chosen.params[name]))
-        answer.setdefault("other_params", {})[name] = parameters
-    working = _working(chosen, credited, shown)
+    working = _working(chosen, rewarded, shown)
     graph = np.array(data.get("answer_graph", []), dtype=np.float64)
     if len(graph):
         working["kernel_language"] = {"eigenvalues": heat_kernel_eigenvalues(graph).tolist()}
@@ -98,9 +96,9 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         answer["token_losses"] = _ragged(loss, shown)
         answer["loss"] = float(chosen.aggregate(loss, counted, counts))
     current = batch.old_logprobs if logprobs is None else logprobs
-    found = diagnostics(chosen, batch, current, advantages)
+    measured = diagnostics(chosen, batch, current, advantages)
     left_out = GRADED if "rewards" not in data else set()
-    answer["diagnostics"] = {name: found[name] for name in found if name not in left_out}
+    answer["diagnostics"] = {k: value for k, value in measured.items() if k not in left_out}
     if len(graph):
         answer["diagnostics"]["kernel_language_entropy"] = kernel_language(graph)
     for place, number in _numbers(answer):
@@ -117,23 +115,27 @@ def _fitted(chosen: Recipe, batch: Batch) -> Recipe:
     return chosen.fitted({name: float(rating_entropy(ratings)) for name, ratings in columns})
 
 
+def _params(chosen: Recipe) -> dict[str, Any]:
+    """The parameters in use as in section `method`: by component name, of all of one name."""
+    blocks: dict[str, Any] = {}
+    for part in chosen.components:
+        if own := _json(dataclasses.asdict(part)):
+            blocks.setdefault(part.name, {}).update(own)
+    return blocks
+
+
 def _working(chosen: Recipe, batch: Batch, shown: Tensor) -> dict[str, Any]:
-    """What the four choices compute on the way, a number a completion or a token."""
-    found: dict[str, Any] = {}
-    for choice in CHOICES:
-        method = getattr(chosen, choice)
-        if method.working is None or method.about != choice:
-            continue
-        values = method.working(batch, chosen.params[method.name])
-        found[method.name] = {
-            name: _ragged(value, shown) if value.ndim == 2 else value.tolist()
-            for name, value in values.items()
-        }
-    return found
+    """What the components compute on the way, a number per completion or token."""
+    steps: dict[str, Any] = {}
+    for part in chosen.components:
+        for name, value in part.working(batch).items():
+            listed = _ragged(value, shown) if value.ndim == 2 else value.tolist()
+            steps.setdefault(part.name, {})[name] = listed
+    return steps
 
 
 def make_batch(data: Mapping[str, Any], where: str) -> tuple[Batch, Tensor | None]:
-    """The Batch of one group in float64, and its logprobs where the file has them."""
+    """The Batch of one group in float64, and its logprobs if the file has them."""
     tokens = {key: data[key] for key in TOKEN_KEYS if key in data}
     heads = data["reward_heads"]
     lists = [*tokens.values(), *heads.values()]
@@ -166,39 +168,44 @@ def make_batch(data: Mapping[str, Any], where: str) -> tuple[Batch, Tensor | Non
 
 def cluster_ids(answers: Sequence[str | None]) -> list[int]:
     """A number for each distinct answer; a completion without one is a cluster of its own."""
-    seen: dict[str, int] = {}
-    numbers: list[int] = []
-    for number, answer in enumerate(answers):
-        numbers.append(seen.setdefault(answer, number) if answer else number)
-    return numbers
+    first: dict[str, int] = {}
+    return [first.setdefault(a, number) if a else number for number, a in enumerate(answers)]
 
 
 def _section(method: str, settings: Sequence[str]) -> dict[str, Any]:
     """Section `method` of params.yaml as the settings would write it."""
     section: dict[str, Any] = {"name": method}
+    parameters: list[tuple[str, str, str]] = []  # component, or "" for whichever has it; key; value
+    names = dict.fromkeys(name for names in COMPONENTS.values() for name in names)
     for setting in settings:
         key, equals, text = setting.partition("=")
         block, dot, name = key.rpartition(".")
         if not equals or not name or "." in block or (dot and not block):
             raise InputError(
                 f"--set {setting}: expected key=value, the key a parameter of {method}, "
-                f"METHOD.parameter, or one of {', '.join(CHOICES)}"
+                f"COMPONENT.parameter, or one of {', '.join(CHOICES)}"
             )
         if not dot and key in CHOICES:
             if not text:
-                raise InputError(f"--set {setting}: name a method; `entrograd methods` lists them")
+                raise InputError(
+                    f"--set {setting}: name a component; `entrograd methods` lists them"
+                )
             section[key] = text
-        elif (block or method) in METHODS:
-            section.setdefault(block or method, {})[name] = _value(text)
+        elif not block or block in names:
+            parameters.append((block, name, text))
         else:
             raise InputError(
-                f"--set {block}: unknown key; before the dot stands one of {', '.join(METHODS)}"
+                f"--set {block}: unknown key; before the dot stands one of {', '.join(names)}"
             )
+    used = check(MethodParams, section, "method").choices
+    for block, name, text in parameters:
+        part = None if block else owner(name, used)
+        section.setdefault(part.name if part else block or method, {})[name] = _value(text)
     return section
 
 
 def _value(text: str) -> Any:
-    """A number, true, false, null or a JSON value where it reads as one, else text."""
+    """A number, true, false, null or a JSON value if it reads as one, else text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -209,22 +216,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _check_needs(chosen: Recipe, data: Mapping[str, Any], where: str) -> None:
-    for need in sorted(chosen.required_columns):
-        key = SOURCES.get(need, need)
+def _check_columns(chosen: Recipe, data: Mapping[str, Any], where: str) -> None:
+    """InputError if a column that a component reads is missing."""
+    for column in sorted(chosen.required_columns):
+        key = SOURCES.get(column, column)
         if not data.get(key):
-            raise InputError(f"{where}: {key} is missing; {reader(chosen, need)} reads it")
+            raise InputError(f"{where}: {key} is missing; {reader(chosen, column)} reads it")
     # EMPO and ENCORE make the reward themselves; whoever reads the graded one says so by NaN.
     if "rewards" not in data:
         batch, _ = make_batch(data, where)
         unknown = dataclasses.replace(batch, rewards=torch.full_like(batch.rewards, math.nan))
         chosen = _fitted(chosen, batch)
-        params = chosen.params[chosen.reward.name]
-        composed = chosen.reward.compose_rewards(unknown, params)
-        if not torch.isfinite(composed).all():
-            raise InputError(f"{where}: rewards is missing: one number a completion")
-        if chosen.credit.by_correctness:
-            raise InputError(f"{where}: rewards is missing; {chosen.credit.name} splits by it")
+        if not torch.isfinite(chosen.reward.rewards(unknown)).all():
+            raise InputError(f"{where}: rewards is missing: one number per completion")
+        if chosen.advantage.by_correctness:
+            raise InputError(f"{where}: rewards is missing; {chosen.advantage.name} splits by it")
 
 
 def _pad(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """The JSON file of one group that `entrograd explain` reads, checked before anything is computed.
 
-It holds `rewards` [G] and, as the method needs, lists a completion of numbers a token: `entropies`
+It holds `rewards` [G] and, as the method reads them, lists with a number per token: `entropies`
 (nats, at least 0), `logprobs`, `old_logprobs`, `ref_logprobs`, `sampling_logprobs` (at most 0),
 `token_scores`, `segment_ids` (from 0); `answers`: text, null or "" for none, a number standing for
 its shortest text (1.0 is "1"), compared as text; `reward_heads`: {name: [G shares in [0, 1]]}, or a
-list of them a completion; `answer_graph` [G, G]: the edge weights between the completions'
+list of them per completion; `answer_graph` [G, G]: the edge weights between the completions'
 answers. Without any token list a completion counts as one token, or as many as `lengths` says.
 `max_length` is Dr.GRPO's constant; the longest completion if absent.
 """
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from entrograd.errors import InputError
-from entrograd.methods.base import TOKEN_COLUMNS
+from entrograd.methods.batch import TOKEN_COLUMNS
 from entrograd.storage.files import read_json
 
 LOGPROBS = ("logprobs", "old_logprobs", "ref_logprobs", "sampling_logprobs")
 TOKEN_KEYS = ("logprobs", *TOKEN_COLUMNS, "segment_ids")
-COMPLETION_KEYS = ("rewards", "answers", "answer_graph", "lengths")  # an entry a completion
+COMPLETION_KEYS = ("rewards", "answers", "answer_graph", "lengths")  # an entry per completion
 KEYS = (*COMPLETION_KEYS, "reward_heads", "max_length", *TOKEN_KEYS)
 
 LARGEST = torch.finfo(torch.float32).max  # training holds every number in float32
@@ -47,10 +47,10 @@ def read_group(path: Path | str) -> dict[str, Any]:
     lists |= {f"reward_heads.{name}": values for name, values in data["reward_heads"].items()}
     for key, value in lists.items():
         if not isinstance(value, list) or not value:
-            raise InputError(f"{path}: {key}: expected a list with an entry a completion")
+            raise InputError(f"{path}: {key}: expected a list with an entry per completion")
     sizes = {key: len(value) for key, value in lists.items()}
     if not sizes or len(set(sizes.values())) > 1:
-        raise InputError(f"{path}: the lists must hold one entry a completion, got {sizes}")
+        raise InputError(f"{path}: the lists must hold one entry per completion, got {sizes}")
     for key, value in lists.items():
         if key in TOKEN_KEYS:
             _check_tokens(path, key, value)
@@ -70,7 +70,7 @@ def read_group(path: Path | str) -> dict[str, Any]:
 
 
 def _name_heads(path: Path | str, heads: Any) -> dict[str, Any]:
-    """{name: [G]} from that or from one list of numbers a completion, named head_0 and on."""
+    """{name: [G]} from that or from one list of numbers per completion, named head_0 and on."""
     if isinstance(heads, dict):
         if "reward" in heads:
             raise InputError(
@@ -81,8 +81,8 @@ def _name_heads(path: Path | str, heads: Any) -> dict[str, Any]:
     rows = heads if isinstance(heads, list) else [heads]
     if not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows):
         raise InputError(
-            f"{path}: reward_heads: expected {{name: [a number a completion]}} or lists of one "
-            "length, one a completion"
+            f"{path}: reward_heads: expected {{name: [a number per completion]}} or lists of one "
+            "length, one per completion"
         )
     return {f"head_{k}": list(column) for k, column in enumerate(zip(*rows, strict=True))}
 
@@ -92,7 +92,7 @@ def _answer(path: Path | str, place: int, answer: Any) -> str | None:
         return answer
     if isinstance(answer, bool) or not isinstance(answer, (int, float)):
         raise InputError(
-            f"{path}: answers: expected text, or null where there is none (entry {place} is "
+            f"{path}: answers: expected text, or null if there is none (entry {place} is "
             f"{_shown(answer)})"
         )
     _check_numbers(path, "answers", [answer])
@@ -105,7 +105,7 @@ def _check_tokens(path: Path | str, key: str, rows: list[Any]) -> None:
     for number, row in enumerate(rows):
         where = f"{key}[{number}]"
         if not isinstance(row, list) or not row:
-            raise InputError(f"{path}: {where}: expected a list with a number a token")
+            raise InputError(f"{path}: {where}: expected a list with a number per token")
         if key == "segment_ids":  # no more segments than tokens
             _check_whole(path, where, row, 0, len(row) - 1)
         else:
@@ -117,7 +117,7 @@ def _check_graph(path: Path | str, rows: list[Any]) -> None:
     for number, row in enumerate(rows):
         where = f"answer_graph[{number}]"
         if not isinstance(row, list) or len(row) != len(rows):
-            raise InputError(f"{path}: {where}: expected a list with a number a completion")
+            raise InputError(f"{path}: {where}: expected a list with a number per completion")
         _check_numbers(path, where, row, 0)
         if row[number]:
             raise InputError(f"{path}: {where}[{number}]: expected 0, no edge to itself")
@@ -132,12 +132,12 @@ def _check_graph(path: Path | str, rows: list[Any]) -> None:
 
 def _check_lengths(path: Path | str, lists: dict[str, list[Any]]) -> None:
     """The token lists agree, and the group fits into memory when padded."""
-    found = {key: [len(row) for row in lists[key]] for key in TOKEN_KEYS if key in lists}
-    if len({tuple(value) for value in found.values()}) > 1:
-        raise InputError(f"{path}: the token lists differ in length: {found}")
-    if found and "lengths" in lists:
+    sizes = {key: [len(row) for row in lists[key]] for key in TOKEN_KEYS if key in lists}
+    if len({tuple(value) for value in sizes.values()}) > 1:
+        raise InputError(f"{path}: the token lists differ in length: {sizes}")
+    if sizes and "lengths" in lists:
         raise InputError(f"{path}: lengths: the token lists have theirs; drop lengths")
-    key, lengths = next(iter(found.items()), ("lengths", lists.get("lengths", [1])))
+    key, lengths = next(iter(sizes.items()), ("lengths", lists.get("lengths", [1])))
     if len(lengths) * max(lengths) > MOST_TOKENS:
         raise InputError(
             f"{path}: {key}: {len(lengths)} completions of up to {max(lengths)} tokens; at most "

@@ -28,47 +28,19 @@ reward as it is. A group whose rewards are all equal, or without a correct compl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from entrograd.methods import grpo
-from entrograd.methods.base import Batch, Method
-from entrograd.methods.options import (
-    ClipLow,
-    LossOptions,
-    NonNegative,
-    optional_columns,
-)
-from entrograd.numerics import aggregate, groups
+from entrograd.methods.batch import Batch
+from entrograd.methods.components import AdvantageEstimator
+from entrograd.methods.parameters import NonNegative
+from entrograd.numerics import groups
 
 SMALLEST_ENTROPY = 1e-8  # nats; 1/H and the sums of Eq. 3 and 5 stay finite
-
-
-@dataclass(frozen=True)
-class Params(LossOptions):
-    """GTPO's parameters."""
-
-    # Eq. 3 and 5: weight of the outcome and of the entropy share
-    a1: NonNegative = 1.0
-    a2: NonNegative = 0.1
-    # Eq. 6: the population of the z-score
-    normalization: Literal["own_set", "with_zeros", "joint"] = "with_zeros"
-    # Eq. 6: (x - mean) / (population std + epsilon)
-    epsilon: NonNegative = 1e-8
-    # entropies are clamped to [entropy_low, entropy_high] nats before Eq. 3 and 5; null: not
-    entropy_low: NonNegative | None = None
-    entropy_high: NonNegative | None = None
-    # Eq. 7: rho clipped to [1 - clip_low, 1 + clip_high]
-    clip_low: ClipLow = 0.2
-    clip_high: NonNegative = 0.28
-
-    def __post_init__(self) -> None:
-        low, high = self.entropy_low, self.entropy_high
-        if low is not None and high is not None and low > high:
-            raise ValueError(f"entropy_low ({low}) must not exceed entropy_high ({high})")
 
 
 def clamped(entropies: Tensor, low: float | None, high: float | None) -> Tensor:
@@ -91,20 +63,6 @@ def shares(weights: Tensor, mask: Tensor, sets: Tensor) -> Tensor:
     return weights / torch.where(mask, groups.totals(weights, sets), 1.0) * running
 
 
-def shaped_rewards(batch: Batch, params: Params) -> Tensor:
-    """[B, T] Eq. 3 for O+, Eq. 5 for O-; float64, 0 at padding.
-
-    r+_{i,t} = a1 r_i + a2 H_{i,t} / sum_{k in O+} H_{k,t} * d_t
-    r-_{j,t} = -a1 - a2 (1/H_{j,t}) / sum_{k in O-} (1/H_{k,t}) * h_t
-    """
-    mask, correct = batch.completion_mask, batch.correct[:, None]
-    entropies = clamped(batch.require("entropies"), params.entropy_low, params.entropy_high)
-    weights = torch.where(correct, entropies, 1 / entropies)
-    share = shares(weights, mask, split(batch))
-    right = params.a1 * batch.rewards.double()[:, None] + params.a2 * share
-    return torch.where(mask, torch.where(correct, right, -params.a1 - params.a2 * share), 0.0)
-
-
 def split(batch: Batch) -> Tensor:
     """[B] long: a number for the O+ and for the O- of each group."""
     return 2 * batch.groups + batch.correct
@@ -116,31 +74,58 @@ def has_signal(batch: Batch) -> Tensor:
     return any_correct & ~groups.all_equal(batch.rewards, batch.groups)
 
 
-def advantages(batch: Batch, params: Params) -> Tensor:
-    """[B, T] the z-score of the shaped rewards (Eq. 6), over the population named."""
-    rewards, mask = shaped_rewards(batch, params), batch.completion_mask
-    sets = batch.groups if params.normalization == "joint" else split(batch)
-    members = split(batch) if params.normalization == "own_set" else batch.groups
-    population = groups.totals(batch.lengths, members)
-    scores = groups.token_zscore(rewards, mask, sets, population, params.epsilon)
-    return torch.where(has_signal(batch)[:, None], scores, 0.0).to(batch.rewards.dtype)
+@dataclass(frozen=True)
+class Gtpo(AdvantageEstimator):
+    """The standardised reward of each token, shaped by its entropy."""
 
+    name = "gtpo"
+    paper = "arXiv 2508.04349"
+    equation = "O+: a1 r_i + a2 H/sum(H) d_t;  O-: -a1 - a2 (1/H)/sum(1/H) h_t;  z-score of tokens"
+    by_correctness = True
 
-def working(batch: Batch, params: Params) -> dict[str, Tensor]:
-    """The shaped rewards."""
-    return {"shaped_rewards": shaped_rewards(batch, params)}
+    # Eq. 3 and 5: weight of the outcome and of the entropy share
+    a1: NonNegative = 1.0
+    a2: NonNegative = 0.1
+    # Eq. 6: the population of the z-score
+    normalization: Literal["own_set", "with_zeros", "joint"] = "with_zeros"
+    # Eq. 6: (x - mean) / (population std + epsilon)
+    epsilon: NonNegative = 1e-8
+    # entropies are clamped to [entropy_low, entropy_high] nats before Eq. 3 and 5; null: not
+    entropy_low: NonNegative | None = None
+    entropy_high: NonNegative | None = None
 
+    def __post_init__(self) -> None:
+        low, high = self.entropy_low, self.entropy_high
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"entropy_low ({low}) must not exceed entropy_high ({high})")
 
-METHOD = Method(
-    name="gtpo",
-    params=Params,
-    required_columns=frozenset({"entropies"}),
-    advantages=advantages,
-    policy_loss=grpo.policy_loss,
-    aggregate=aggregate.token_mean,
-    loss_needs=optional_columns,
-    working=working,
-    by_correctness=True,
-    paper="arXiv 2508.04349",
-    equation="O+: a1 r_i + a2 H/sum(H) d_t;  O-: -a1 - a2 (1/H)/sum(1/H) h_t;  z-score of tokens",
-)
+    @property
+    def required_columns(self) -> frozenset[str]:
+        """The token entropies."""
+        return frozenset({"entropies"})
+
+    def shaped_rewards(self, batch: Batch) -> Tensor:
+        """[B, T] Eq. 3 for O+, Eq. 5 for O-; float64, 0 at padding.
+
+        r+_{i,t} = a1 r_i + a2 H_{i,t} / sum_{k in O+} H_{k,t} * d_t
+        r-_{j,t} = -a1 - a2 (1/H_{j,t}) / sum_{k in O-} (1/H_{k,t}) * h_t
+        """
+        mask, correct = batch.completion_mask, batch.correct[:, None]
+        entropies = clamped(batch.require("entropies"), self.entropy_low, self.entropy_high)
+        weights = torch.where(correct, entropies, 1 / entropies)
+        share = shares(weights, mask, split(batch))
+        right = self.a1 * batch.rewards.double()[:, None] + self.a2 * share
+        return torch.where(mask, torch.where(correct, right, -self.a1 - self.a2 * share), 0.0)
+
+    def advantages(self, batch: Batch) -> Tensor:
+        """[B, T] the z-score of the shaped rewards (Eq. 6), over the population named."""
+        rewards, mask = self.shaped_rewards(batch), batch.completion_mask
+        sets = batch.groups if self.normalization == "joint" else split(batch)
+        members = split(batch) if self.normalization == "own_set" else batch.groups
+        population = groups.totals(batch.lengths, members)
+        scores = groups.token_zscore(rewards, mask, sets, population, self.epsilon)
+        return torch.where(has_signal(batch)[:, None], scores, 0.0).to(batch.rewards.dtype)
+
+    def working(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The shaped rewards."""
+        return {"shaped_rewards": self.shaped_rewards(batch)}
