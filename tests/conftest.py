@@ -16,10 +16,21 @@ import pytest
 from helpers.paths import ROOT
 from helpers.tiny_model import write_tiny_model
 
+# Files that start processes or train again and again: `make test-fast` leaves them out.
+SLOW = {
+    *("annotate_clusters", "annotate_stage", "benchmarks", "chaos", "checkpoint", "evaluate"),
+    *("exactness", "extras", "flows", "flows_prefect", "lora", "overlap", "pipeline"),
+    *("prepare_stage", "processes", "queries", "report", "resolve", "resume", "rollout", "shards"),
+    *("verify_agreement", "verify_fuzz", "verify_grade", "verify_rows", "vllm", "vllm_http"),
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that takes longest goes first: nobody waits for it alone at the end."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

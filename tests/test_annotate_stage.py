@@ -314,7 +314,8 @@ PARAMS = """
 base_model: {reference: "path:unused"}
 prepare: {sources: [{kind: file, path: unused}]}
 rollout: {}
-annotate: {dtype: float32, device: cpu}
+annotate: {dtype: float32}
+execution: {annotate: {device: cpu}}
 method: {name: grpo}
 train_offline: {}
 train_online: {}

@@ -313,7 +313,7 @@ class TestAlarms:
             assert any("100.0% of groups have equal rewards (mean 0.000)" in text for text in said)
             assert any("the mean token entropy is" in text for text in said)
             assert float(curve[step - 1]["alarms"]) == len(said) >= 2
-            shares = [float(curve[step - 1][f"{s}_share"]) for s in ("no_answer", "truncated")]
+            shares = [float(curve[step - 1][f"{s}_fraction"]) for s in ("no_answer", "truncated")]
             assert 0 < sum(shares) <= 1
         assert any(re.search(r"loss 0.0000, alarms [2-4]$", text) for text in caplog.messages)
 

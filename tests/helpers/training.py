@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from entrograd.params import check
+from entrograd.pipeline.rules import check_rules
 from entrograd.pipeline.sections import Params
 from entrograd.storage.hashing import sha256
 from entrograd.storage.tables import write_table
@@ -30,7 +31,9 @@ def pipeline_params(**sections: Any) -> Params:
         data[name]["dtype"] = "float32"
     for name, block in sections.items():
         data[name] = block if name == "method" else {**data[name], **block}
-    return check(Params, data, "")
+    params = check(Params, data, "")
+    check_rules(params)
+    return params
 
 
 def policy(path: Path, dtype: str = "float32", **options: Any) -> Policy:

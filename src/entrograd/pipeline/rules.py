@@ -86,14 +86,19 @@ def read(path: Path | str, model: type[S]) -> S:
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected sections ({', '.join(SECTIONS)})")
     sections = check(model, _sections(path, model, data), "", path)
+    check_rules(sections, path)
+    return sections
+
+
+def check_rules(sections: Section, file: Path | str = "params.yaml") -> None:
+    """InputError, naming `file`, if `sections` break a rule that spans several of them."""
     for rule in RULES:
         names = inspect.signature(rule).parameters
-        if all(name in model.model_fields for name in names):
+        if all(name in type(sections).model_fields for name in names):
             try:
                 rule(**{name: getattr(sections, name) for name in names})
             except ValueError as error:
-                raise InputError(f"{path}: {error}") from None
-    return sections
+                raise InputError(f"{file}: {error}") from None
 
 
 def _sections(path: Path, model: type[S], data: dict[str, Any]) -> dict[str, Any]:
