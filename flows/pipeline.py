@@ -140,7 +140,7 @@ def stage_rows(states: Mapping[str, State[dvc.Outcome]]) -> list[dict[str, str |
     return rows
 
 
-def accuracy_table(summary: Mapping[str, Any]) -> str:
+def accuracy_table(summary: Mapping[str, object]) -> str:
     """results/summary.json as Markdown: accuracies with 95 % intervals, then the difference."""
     lines = ["| model | n | accuracy | 95 % interval |", "|---|---:|---:|---|"]
     for name, row in summary.items():

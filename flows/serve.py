@@ -136,7 +136,7 @@ def report_server(first_port: int) -> Iterator[str]:
     """The folder report/ over HTTP on loopback, so that the page can link to the report."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, *_: object) -> None:
             pass
 
     handler = functools.partial(Handler, directory=str(ROOT / "report"))
@@ -148,7 +148,7 @@ def report_server(first_port: int) -> Iterator[str]:
             listening.shutdown()
 
 
-def request(address: str, body: Mapping[str, Any] | None = None) -> Any:
+def request(address: str, body: Mapping[str, object] | None = None) -> Any:
     """The answer of Prefect's API to a GET, or to a POST of `body`."""
     data = None if body is None else json.dumps(body).encode()
     asked = urllib.request.Request(address, data, {"Content-Type": "application/json"})

@@ -175,7 +175,7 @@ def sweep(
     return run([experiment.name for experiment in chosen])
 
 
-def metrics(experiment: str) -> dict[str, Any]:
+def metrics(experiment: str) -> dict[str, object]:
     """An experiment's metrics by dotted name, as DVC has them; a file it lacks adds none."""
     from dvc.repo import Repo
 
@@ -185,7 +185,7 @@ def metrics(experiment: str) -> dict[str, Any]:
     return {key: value for file in files for key, value in _flat(file.get("data", {}))}
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _flat(nested: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
     for key, value in nested.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -193,7 +193,7 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def table(rows: Mapping[str, Mapping[str, Any]], wanted: Sequence[str] = METRICS) -> str:
+def table(rows: Mapping[str, Mapping[str, object]], wanted: Sequence[str] = METRICS) -> str:
     """Experiments x metrics as aligned text; all metrics where none of `wanted` is there."""
     present = [key for key in wanted if any(key in row for row in rows.values())]
     columns = present or sorted({key for row in rows.values() for key in row})

@@ -159,7 +159,7 @@ def shard_worker(
         yield work
 
 
-def _rated(shard: Path) -> list[dict[str, Any]]:
+def _rated(shard: Path) -> list[dict[str, object]]:
     """The rows of a shard with what `summarise_heads` reads of them."""
     columns = ["prompt_id", "sample_index", "reward_heads"]
     rows: list[dict[str, Any]] = pq.read_table(shard, columns=columns).to_pylist()

@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from entrograd.errors import InputError
 from entrograd.models.load import resolve_device
 from entrograd.models.resolve import fetch
 from entrograd.storage.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("entrograd")
 
@@ -116,13 +119,13 @@ def _load(kind: Any, folder: Path, reference: str, device: str) -> tuple[Any, An
     return model.to(resolve_device(device)).eval(), tokenizer
 
 
-def _context(model: Any, tokenizer: Any) -> int:
+def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens one text may have, as the stricter of the two says."""
     return min(int(model.config.max_position_embeddings), int(tokenizer.model_max_length))
 
 
 def _batches(
-    tokenizer: Any, texts: Sequence[tuple[str, ...]], longest: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]], longest: int
 ) -> Iterator[tuple[list[int], Any]]:
     """Rows of similar length and their padded tokens, at most TOKENS of them a batch."""
     if not texts:
@@ -139,7 +142,7 @@ def _batches(
     yield batch, _padded(tokenizer, ids, batch)
 
 
-def _padded(tokenizer: Any, ids: Any, rows: Sequence[int]) -> Any:
+def _padded(tokenizer: PreTrainedTokenizerBase, ids: Any, rows: Sequence[int]) -> Any:
     chosen = {name: [values[row] for row in rows] for name, values in ids.items()}
     return tokenizer.pad(chosen, return_tensors="pt")
 

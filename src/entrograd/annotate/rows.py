@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from entrograd.annotate import semantic_entropy
 from entrograd.annotate.clusters import Clusterer, Group
@@ -73,5 +72,5 @@ def _means(row: Row, where: str) -> list[float] | None:
     return [sum(tokens) / len(tokens) for tokens in values]
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -12,7 +12,7 @@ from entrograd.data.params import ReasoningGymSource
 from entrograd.errors import InputError, extra
 
 
-def generate(source: ReasoningGymSource) -> Iterator[dict[str, Any]]:
+def generate(source: ReasoningGymSource) -> Iterator[dict[str, object]]:
     """Each of `source.size` entries; equal seeds give equal entries.
 
     Raises InputError where the task is unknown, its config is refused, an entry can't be made, or
@@ -54,7 +54,7 @@ def _configure(source: ReasoningGymSource, config_class: type) -> Any:
     return config
 
 
-def _as_default(value: Any, field: Field[Any]) -> Any:
+def _as_default(value: object, field: Field[object]) -> object:
     """YAML knows lists only: a list becomes a tuple where the field's default has one."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     if not isinstance(value, list):
@@ -66,7 +66,7 @@ def _as_default(value: Any, field: Field[Any]) -> Any:
     return value
 
 
-def _entries(source: ReasoningGymSource, dataset: Any) -> Iterator[dict[str, Any]]:
+def _entries(source: ReasoningGymSource, dataset: Any) -> Iterator[dict[str, object]]:
     for index in range(source.size):
         try:
             entry = dataset[index]
@@ -80,8 +80,8 @@ def _entries(source: ReasoningGymSource, dataset: Any) -> Iterator[dict[str, Any
         yield entry
 
 
-def _check_path(source: ReasoningGymSource, entry: dict[str, Any]) -> None:
-    value: Any = entry
+def _check_path(source: ReasoningGymSource, entry: dict[str, object]) -> None:
+    value: object = entry
     for depth, key in enumerate(source.problem.split(".")):
         if not isinstance(value, dict) or key not in value:
             place = ".".join(source.problem.split(".")[:depth]) or "an entry"

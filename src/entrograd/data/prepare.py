@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from entrograd.data import decontaminate
 from entrograd.data.deduplicate import deduplicate
@@ -133,7 +132,7 @@ def _overlaps(
     heldout: Sequence[Row],
     benchmarks: dict[str, list[str]],
     params: PrepareParams,
-) -> tuple[set[Row], dict[str, Any]]:
+) -> tuple[set[Row], dict[str, object]]:
     against = {**benchmarks, HELDOUT: [row.problem for row in heldout]}
     problems = [row.problem for row in train]
     bounds = params.decontaminate.ngram, params.decontaminate.fraction
@@ -143,7 +142,7 @@ def _overlaps(
     return {train[i] for matches in found.values() for i in matches}, report
 
 
-def _prompt(row: Row, params: PrepareParams) -> dict[str, Any]:
+def _prompt(row: Row, params: PrepareParams) -> dict[str, object]:
     return {
         "prompt_id": prompt_id(row.problem, row.answers),
         "source": row.source,
@@ -159,8 +158,8 @@ def _summary(
     params: PrepareParams,
     counts: Counter[tuple[str, str]],
     rejects: Sequence[Reject],
-    report: dict[str, Any],
-) -> dict[str, Any]:
+    report: dict[str, object],
+) -> dict[str, object]:
     names = [name for name, _ in _named(params.sources)]
     return {
         "sources": {name: {key: counts[name, key] for key in COUNTED} for name in names},

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from entrograd.data import tabular
 from entrograd.data.params import FileSource, HubSource, ReasoningGymSource, Source
@@ -115,7 +114,7 @@ def read_problems(path: Path | str, column: str = "problem") -> list[str]:
 def _take(
     source: str,
     at: tabular.Place,
-    record: Any,
+    record: tabular.Malformed | Mapping[str, object],
     problem_at: str,
     answer_at: str,
     level_at: str | None,
@@ -132,7 +131,7 @@ def _take(
     return Row(source, at.row, problem, answers, told, at.line)
 
 
-def _problem(value: Any) -> tuple[str, str | None]:
+def _problem(value: object) -> tuple[str, str | None]:
     """A problem's text, or why it is none."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return "", "missing problem"
@@ -141,7 +140,7 @@ def _problem(value: Any) -> tuple[str, str | None]:
     return (value, None) if _encodable(value) else ("", "problem is not valid Unicode")
 
 
-def accepted_answers(value: Any) -> tuple[tuple[str, ...], str | None]:
+def accepted_answers(value: object) -> tuple[tuple[str, ...], str | None]:
     """The accepted answers, or why there are none."""
     given = value if isinstance(value, list | tuple) else [value]
     if not given or any(item is None or item == "" for item in given):
@@ -156,7 +155,7 @@ def accepted_answers(value: Any) -> tuple[tuple[str, ...], str | None]:
     return (answers, None) if all(map(_encodable, answers)) else ((), "answer is not valid Unicode")
 
 
-def _number_or_text(value: Any) -> str:
+def _number_or_text(value: object) -> str:
     """A value as text; 18.0 is 18, as files that know one number type write integers."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -171,11 +170,11 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _at(record: Mapping[str, Any], path: str) -> Any:
+def _at(record: Mapping[str, object], path: str) -> object:
     """The value at a column, or at a dotted path into nested mappings."""
     if path in record:
         return record[path]
-    value: Any = record
+    value: object = record
     for key in path.split("."):
         if not isinstance(value, Mapping):
             return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io as streams
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,7 +39,7 @@ class Malformed:
     content: str
 
 
-Record = tuple[Place, Any]
+Record = tuple[Place, Malformed | Mapping[str, object]]
 Records = Iterator[Record]
 
 
@@ -70,12 +70,12 @@ def read_records(path: Path | str, wanted: Sequence[str], texts: Sequence[str]) 
     return kinds[path.suffix.lower()](path, wanted, texts)
 
 
-def numbered(records: Iterable[Any]) -> Records:
+def numbered(records: Iterable[Mapping[str, object]]) -> Records:
     """Records that have no lines."""
     return ((Place(number), record) for number, record in enumerate(records, start=1))
 
 
-def shown(record: Any) -> str:
+def shown(record: object) -> str:
     """A record as one line of text, cut to a length that can be stored and printed."""
     if not isinstance(record, str):
         record = json.dumps(record, ensure_ascii=False, default=str)
@@ -126,7 +126,7 @@ def _jsonl(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records: 
     return iter(records)
 
 
-def _parse(line: str) -> dict[str, Any] | Malformed:
+def _parse(line: str) -> dict[str, object] | Malformed:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from entrograd.data.prompt import encode
 from entrograd.errors import InputError
@@ -29,6 +29,9 @@ from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.files import write_json
 from entrograd.storage.hashing import text_hash
 from entrograd.storage.tables import assemble, provenance, read_table, shard_name, write_table
+
+if TYPE_CHECKING:
+    from entrograd.data.prompt import Tokenizer
 
 log = logging.getLogger("entrograd")
 
@@ -142,10 +145,10 @@ def _graded(
     model: str,
     task: Task,
     engine: TransformersEngine,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     grader: Grader,
     bar: Progress,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Rows of the samples schema, problems in the list's order."""
     pairs = [(problem, index) for problem in task.problems for index in range(task.n)]
     encoded = {
@@ -186,7 +189,7 @@ def _graded(
     ]
 
 
-def _template_hash(tokenizer: Any) -> str | None:
+def _template_hash(tokenizer: Tokenizer) -> str | None:
     """Of what turns messages into a prompt: it lies beside the weights, not in them."""
     template = getattr(tokenizer, "chat_template", None)
     return text_hash(template) if isinstance(template, str) else None
@@ -210,7 +213,7 @@ def _summary(
     names: Sequence[str],
     held: Task | None,
     rewards: Mapping[tuple[str, str], Sequence[Sequence[float]]],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     if held is None:
         return {}
     models = {name: score(section, held, rewards[name, HELDOUT]) for name in names}
@@ -226,7 +229,7 @@ def _benchmark(
     task: Task,
     shards: Mapping[tuple[str, str], Path],
     rewards: Mapping[tuple[str, str], Sequence[Sequence[float]]],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A benchmark's entry: every model's score, and all it takes to get it again: what was asked
     of which weights, and how it was sampled and graded."""
     models = {}

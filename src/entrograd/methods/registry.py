@@ -93,7 +93,7 @@ def build(kind: type[C], names: Mapping[str, str], blocks: Mapping[str, Any]) ->
     return _with(component(kind, name), name, blocks.get(name, {}))
 
 
-def _with(part: type[C], name: str, block: Mapping[str, Any]) -> C:
+def _with(part: type[C], name: str, block: Mapping[str, object]) -> C:
     """The component with its own of the parameters of `block`, strictly checked."""
     model = _block_model((part,))
     own = {key: value for key, value in block.items() if key in model.model_fields}
@@ -104,7 +104,7 @@ def _with(part: type[C], name: str, block: Mapping[str, Any]) -> C:
         raise InputError(f"params.yaml: method.{name}: {error}") from None
 
 
-def _check_block(name: str, block: Any, names: Mapping[str, str]) -> None:
+def _check_block(name: str, block: object, names: Mapping[str, str]) -> None:
     """InputError if `block` holds anything but parameters of the components called `name`; a
     warning for those whose component is not in use, and InputError for the overlong penalty, which
     is asked for only there."""
@@ -130,7 +130,7 @@ def _check_block(name: str, block: Any, names: Mapping[str, str]) -> None:
         _warn_if_unused(_with(part, name, block), block, names[part.choice])
 
 
-def _warn_if_unused(part: Component, block: Mapping[str, Any], used: str) -> None:
+def _warn_if_unused(part: Component, block: Mapping[str, object], used: str) -> None:
     """A warning for each parameter of `block` that differs from the default of `part`, if `used`
     takes its place."""
     if part.name == used:
@@ -168,7 +168,7 @@ def _block_model(parts: tuple[type[Component], ...]) -> type[Section]:
     return create_model(f"{parts[0].name}_block", __base__=_Block, **known)
 
 
-def _default(item: dataclasses.Field[Any]) -> Any:
+def _default(item: dataclasses.Field[object]) -> object:
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return item.default

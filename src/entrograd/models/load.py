@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from entrograd.errors import InputError
 from entrograd.storage.files import atomic_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("entrograd")
 
@@ -67,13 +70,13 @@ def load_tokenizer(path: Path | str) -> Any:
     return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
 
 
-def save(model: Any, tokenizer: Any, path: Path | str) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path | str) -> None:
     """Write weights (safetensors) and tokenizer to folder `path`, whole or not at all."""
     with atomic_folder(path) as folder:
         write(model, tokenizer, folder)
 
 
-def write(model: Any, tokenizer: Any, folder: Path) -> None:
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The files of `save`, into a folder that the caller makes appear at once."""
     with system_errors():
         model.save_pretrained(folder)
@@ -95,7 +98,7 @@ def system_errors() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
-def policy_version(model: Any) -> str:
+def policy_version(model: PreTrainedModel) -> str:
     """The first 16 hex digits of the sha256 of all weights' sha256, by name, in the dtype they are
     in. Hashing leaves Python's lock, so weights are hashed side by side."""
     weights = sorted(model.state_dict().items())
@@ -113,7 +116,7 @@ def _hash(weight: torch.Tensor) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def context_length(model: Any) -> int:
+def context_length(model: PreTrainedModel) -> int:
     """How many tokens prompt and completion may have together."""
     return int(model.config.max_position_embeddings)
 

@@ -84,7 +84,7 @@ def recipe(method: MethodParams) -> str:
     return ", ".join(f"{WORDS[choice]} {name}" for choice, name in method.choices.items())
 
 
-def pairs(key: str, value: Any) -> Iterator[tuple[str, str]]:
+def pairs(key: str, value: object) -> Iterator[tuple[str, str]]:
     """Key and value of each entry of a block or of a list of blocks, or of a plain value itself;
     values are written as in YAML, on one line."""
     if isinstance(value, Mapping) and value:
@@ -108,7 +108,7 @@ def _at(values: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _line(value: Any) -> str:
+def _line(value: object) -> str:
     # Within a list: a scalar alone would be followed by an end-of-document mark.
     text = yaml.dump(
         [value],

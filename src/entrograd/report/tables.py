@@ -261,7 +261,7 @@ def reward_by_entropy(
 # --- facts -----------------------------------------------------------------------------------
 
 
-def facts(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def facts(value: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """The numbers and short texts of a metrics file, nested names joined, in the file's order."""
     found: list[tuple[str, str]] = []
     for key, item in value.items():
@@ -291,7 +291,7 @@ class Counts:
     rows: list[tuple[str, list[str]]]
 
 
-def counts(value: Mapping[str, Any]) -> Counts | None:
+def counts(value: Mapping[str, object]) -> Counts | None:
     """Mappings of equal keys as a table, one row a mapping; None where there are none."""
     rows = {name: item for name, item in value.items() if isinstance(item, Mapping)}
     found = {key for item in rows.values() for key in item}

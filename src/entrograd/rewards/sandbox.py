@@ -74,7 +74,7 @@ class HardLimitPool:
             worker.kill()
         self._workers = []
 
-    def map(self, requests: Sequence[Any]) -> list[Outcome]:
+    def map(self, requests: Sequence[object]) -> list[Outcome]:
         """One outcome a request, in order. WorkerStartError where workers cannot start."""
         outcomes: dict[int, Outcome] = {}
         pending = deque(range(len(requests)))
@@ -105,7 +105,7 @@ class HardLimitPool:
         while len(self._workers) < wanted:
             self._workers.append(_Worker(self.module, self.memory_mb, self.seconds))
 
-    def _give(self, worker: _Worker, pending: deque[int], requests: Sequence[Any]) -> None:
+    def _give(self, worker: _Worker, pending: deque[int], requests: Sequence[object]) -> None:
         index = pending.popleft()
         if worker.send(requests[index]):
             worker.request = index
@@ -176,7 +176,7 @@ class _Worker:
     def idle(self) -> bool:
         return self.ready and self.request is None and not self.gone
 
-    def send(self, request: Any) -> bool:
+    def send(self, request: object) -> bool:
         """Whether the request reached the process's pipe."""
         try:
             _say(self.requests, request)
@@ -216,7 +216,7 @@ class _Worker:
         return (self._words.splitlines() or [f"no reply in {START_SECONDS:.0f} s"])[-1]
 
 
-def serve(handle: Callable[[Any], Any], prepare: Callable[[], object]) -> None:
+def serve(handle: Callable[[Any], object], prepare: Callable[[], object]) -> None:
     """The life of a worker: `prepare`, say so, then answer requests until the pipe closes.
 
     Command line: the limits, in MiB of address space and in seconds of processor time. `handle`
@@ -247,7 +247,7 @@ class _Fork:
     """A copy of the worker that does the work; all it shares with the worker is a socket."""
 
     def __init__(
-        self, handle: Callable[[Any], Any], memory_mb: int, seconds: float, replies: IO[bytes]
+        self, handle: Callable[[Any], object], memory_mb: int, seconds: float, replies: IO[bytes]
     ) -> None:
         self._socket, theirs = socket.socketpair()
         self._pid: int | None = os.fork()
@@ -297,7 +297,7 @@ class _Fork:
         return {"kind": "error", "value": "Died"}
 
 
-def _work(handle: Callable[[Any], Any], seconds: float, connection: socket.socket) -> None:
+def _work(handle: Callable[[Any], object], seconds: float, connection: socket.socket) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process; no code can catch it
     with connection.makefile("rb") as requests, connection.makefile("wb") as replies:
         for line in requests:
@@ -310,6 +310,6 @@ def _work(handle: Callable[[Any], Any], seconds: float, connection: socket.socke
             _say(replies, reply)
 
 
-def _say(stream: IO[bytes], message: Any) -> None:
+def _say(stream: IO[bytes], message: object) -> None:
     stream.write(json.dumps(message).encode("ascii") + b"\n")
     stream.flush()

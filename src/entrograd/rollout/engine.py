@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from entrograd.errors import InputError
 from entrograd.pipeline.progress import Progress
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from entrograd.data.prompt import Tokenizer
     from entrograd.rollout.params import Sampling
 
 
@@ -62,7 +65,7 @@ class Engine(Protocol):
             EngineError: the engine failed for good.
         """
 
-    def update_weights(self, model: Any) -> None:
+    def update_weights(self, model: PreTrainedModel) -> None:
         """Take the weights of `model` (the trainer's, of transformers): what is sampled from now
         on. An engine that is restarted after a crash starts with the weights it was given last."""
 
@@ -98,7 +101,7 @@ def cut_at_stop(text: str, stop: Sequence[str], after: int = 0) -> str | None:
 
 
 def finish(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     ids: Sequence[int],
     logprobs: Sequence[float],
     finish_reason: str,

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from entrograd.errors import InputError
 from entrograd.rollout.engine import Engine
 from entrograd.rollout.params import RolloutParams
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def open_engine(
     params: RolloutParams,
     folder: Path,
-    policy: Any | None = None,
+    policy: PreTrainedModel | None = None,
     work: Path | None = None,
     rank: int = 0,
 ) -> Engine:

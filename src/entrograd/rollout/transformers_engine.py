@@ -38,6 +38,9 @@ from entrograd.rollout.engine import (
 from entrograd.rollout.sampler import draw, uniforms
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from entrograd.data.prompt import Tokenizer
     from entrograd.rollout.params import Sampling
 
 log = logging.getLogger("entrograd")
@@ -61,7 +64,7 @@ class TransformersEngine:
         ends = sorted(_end_tokens(model, tokenizer))
         self._ends = torch.tensor(ends, dtype=torch.long, device=model.device)
 
-    def update_weights(self, model: Any) -> None:
+    def update_weights(self, model: PreTrainedModel) -> None:
         """Copy the weights of `model` (nothing to copy where it is the engine's own) and take the
         version of what it now holds."""
         if model is not self.model:
@@ -258,7 +261,9 @@ class _Decoding:
         return finish(self.engine.tokenizer, ids, logprobs, self.reasons[index], self.sampling)
 
 
-def _check_attention(model: Any, requests: Sequence[Request], sampling: Sampling) -> None:
+def _check_attention(
+    model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling
+) -> None:
     """InputError where a layer keeps anything else than the states of all tokens."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
@@ -272,7 +277,7 @@ def _check_attention(model: Any, requests: Sequence[Request], sampling: Sampling
         )
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+def _end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:
     configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return {token for token in (*ends, tokenizer.eos_token_id) if token is not None}

@@ -15,7 +15,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from entrograd.rollout.engine import EngineError, Request, Sampled, finish, max_
 from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.vllm_settings import device_sender, engine_dtype, on_cpu, transfer
 from entrograd.storage.hashing import text_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger("entrograd")
 
@@ -42,7 +45,11 @@ class VllmEngine(ABC):
     policy_version: str
 
     def __init__(
-        self, params: RolloutParams, folder: Path, policy: Any | None, work: Path | None = None
+        self,
+        params: RolloutParams,
+        folder: Path,
+        policy: PreTrainedModel | None,
+        work: Path | None = None,
     ) -> None:
         self.work = work  # a folder of this run's own, for the weights on their way
         self.params, self.folder, self.tokenizer = params, folder, load_tokenizer(folder)
@@ -64,7 +71,7 @@ class VllmEngine(ABC):
             self.close()
             raise
 
-    def update_weights(self, model: Any) -> None:
+    def update_weights(self, model: PreTrainedModel) -> None:
         """Send the weights of `model`, forget what was cached under older ones, and prove that
         the engine samples from them."""
         self._expect(model)
@@ -157,7 +164,7 @@ class VllmEngine(ABC):
             self._send()
         self._label_and_prove()
 
-    def _expect(self, model: Any) -> None:
+    def _expect(self, model: PreTrainedModel) -> None:
         self.policy_version = policy_version(model)
         probe = self._probe
         self._expected = score(model, [probe[:1]], [probe[1:]], 1.0, len(probe))[0][0]
@@ -196,7 +203,7 @@ class VllmEngine(ABC):
         return finish(self.tokenizer, ids, logprobs, output["finish_reason"], sampling)
 
 
-def sampling_arguments(request: Request, sampling: Sampling, seed: int) -> dict[str, Any]:
+def sampling_arguments(request: Request, sampling: Sampling, seed: int) -> dict[str, object]:
     """vLLM's SamplingParams of one request, each named: a model's own defaults never apply."""
     new = max_new_tokens(request, sampling)
     return {

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import AutoConfig
 
@@ -21,6 +21,10 @@ from entrograd.rollout.params import Sampling
 from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
 from entrograd.rollout.vllm_settings import engine_arguments, environment, on_cpu, require_vllm
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from vllm import LLM, RequestOutput
+
 log = logging.getLogger("entrograd")
 
 T = TypeVar("T")
@@ -29,7 +33,7 @@ T = TypeVar("T")
 class InProcessVllm(VllmEngine):
     """A call is drawn whole: where the engine dies it is started again and the call with it."""
 
-    _llm: Any = None
+    _llm: LLM = None
     _asleep = False
 
     def generate(
@@ -55,7 +59,7 @@ class InProcessVllm(VllmEngine):
             for request, output in zip(requests, outputs, strict=True)
         ]
 
-    def update_weights(self, model: Any) -> None:
+    def update_weights(self, model: PreTrainedModel) -> None:
         """See VllmEngine."""
         update = super().update_weights
         self._survive(lambda _: update(model))
@@ -175,23 +179,23 @@ class InProcessVllm(VllmEngine):
 class _SyncClient:
     """vLLM's VLLMWeightSyncClient on an LLM of this process."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: LLM) -> None:
         self.llm = llm
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    def init_weight_transfer_engine(self, init_info: dict[str, object]) -> None:
         self.llm.init_weight_transfer_engine({"init_info": init_info})
 
     def start_weight_update(self) -> None:
         self.llm.start_weight_update()
 
-    def update_weights(self, update_info: Any) -> None:
+    def update_weights(self, update_info: object) -> None:
         self.llm.update_weights({"update_info": update_info})
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self.llm.finish_weight_update(weight_version)
 
 
-def _drawn(output: Any) -> dict[str, Any]:
+def _drawn(output: RequestOutput) -> dict[str, Any]:
     return {
         "token_ids": list(output.token_ids),
         "logprobs": [

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -30,6 +30,9 @@ from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
 from entrograd.rollout.vllm_process import ManagedServer
 from entrograd.rollout.vllm_settings import require_vllm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger("entrograd")
 
@@ -53,7 +56,7 @@ class VllmServer(VllmEngine):
         self,
         params: RolloutParams,
         folder: Path,
-        policy: Any | None,
+        policy: PreTrainedModel | None,
         work: Path | None = None,
         follows: bool = False,
     ) -> None:
@@ -132,7 +135,7 @@ class VllmServer(VllmEngine):
                         progress.advance(1)
         return losses[0] if losses else None
 
-    def _check_logprobs(self, model: Any) -> None:
+    def _check_logprobs(self, model: PreTrainedModel) -> None:
         """InputError where a server reports log-probabilities of another distribution than the one
         it samples from, as vLLM's do by default."""
         asked = [Request("probe", sample, tuple(self._probe)) for sample in range(8)]
@@ -299,13 +302,13 @@ class _SyncClient:
     def __init__(self, server: VllmServer) -> None:
         self.server = server
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    def init_weight_transfer_engine(self, init_info: dict[str, object]) -> None:
         self.server._call("init_weight_transfer_engine", {"init_info": init_info})
 
     def start_weight_update(self) -> None:
         self.server._call("start_weight_update", {})
 
-    def update_weights(self, update_info: Any) -> None:
+    def update_weights(self, update_info: object) -> None:
         self.server._call("update_weights", {"update_info": update_info})
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:

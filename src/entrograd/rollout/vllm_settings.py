@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from entrograd.errors import InputError
 from entrograd.models.load import resolve_device, resolve_dtype
 from entrograd.rollout.params import RolloutParams
 from entrograd.rollout.vllm_worker import PARENT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WORKER = "entrograd.rollout.vllm_worker.WorkerExtension"
 
@@ -63,7 +66,7 @@ def engine_arguments(params: RolloutParams, context: int) -> dict[str, Any]:
     return arguments
 
 
-def flags_of(arguments: Mapping[str, Any]) -> list[str]:
+def flags_of(arguments: Mapping[str, object]) -> list[str]:
     """EngineArgs as the server's command line has them."""
     words: list[str] = []
     for name, value in arguments.items():
@@ -108,7 +111,7 @@ def require_vllm(engine: str) -> None:
         )
 
 
-def device_sender(backend: str, params: RolloutParams, client: Any, model: Any) -> Any:
+def device_sender(backend: str, params: RolloutParams, client: Any, model: PreTrainedModel) -> Any:
     """vLLM's trainer side of a weight transfer between GPUs; `send_weights()` does one."""
     from vllm.distributed.weight_transfer.base import ModuleSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory

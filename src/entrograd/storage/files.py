@@ -140,7 +140,7 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path | str, value: Any) -> None:
+def write_json(path: Path | str, value: object) -> None:
     """Indented JSON with sorted keys; NaN and infinities are refused."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
@@ -156,7 +156,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_csv(
-    path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+    path: Path | str, rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None
 ) -> None:
     """One line per mapping; without `columns` they are the union of all keys, in order of first
     sight."""
@@ -183,7 +183,7 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path}: not JSON: {error}") from None
 
 
-def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _distinct(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

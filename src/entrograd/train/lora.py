@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from torch.nn import Linear, Parameter
 from entrograd.errors import InputError, extra
 from entrograd.train.params import Lora
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
 NAME = "default"  # PEFT's own for a model's only adapter
 
 
-def add_adapters(model: Any, params: Lora, seed: int) -> None:
+def add_adapters(model: Module, params: Lora, seed: int) -> None:
     """Freeze the weights of `model` and put adapters beside its linear layers, in place.
 
     A is drawn with `seed`, B is zero: the model computes what it did. InputError names a target
@@ -70,7 +73,7 @@ def merge(plain: Any, adapted: Any, adapters: Mapping[str, Tensor], base: Any) -
             weight.copy_(frozen.float() + change.to(frozen.device))
 
 
-def _adapters(model: Any) -> Iterator[tuple[str, Any]]:
+def _adapters(model: Module) -> Iterator[tuple[str, Any]]:
     """(name, layer) of every layer that has an adapter."""
     from peft.tuners.lora import LoraLayer
 

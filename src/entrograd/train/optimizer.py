@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 from entrograd.train.sharding import part_of
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from entrograd.train.params import Optimizer as OptimizerParams
 
 
@@ -23,7 +25,11 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: Any, masters: dict[str, Tensor], params: OptimizerParams, updates: int
+        self,
+        model: Module,
+        masters: dict[str, Tensor],
+        params: OptimizerParams,
+        updates: int,
     ) -> None:
         self.params, self.updates = params, updates
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -89,7 +95,7 @@ class Optimizer:
                 if self.masters[name] is not weight:
                     weight.copy_(self.masters[name])
 
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
         """What an update depends on: float32 masters and AdamW's moments by name, and the rest as
         JSON. Masters without a gradient so far have no moments; what is divided among processes
         stays divided."""
@@ -99,7 +105,7 @@ class Optimizer:
                 tensors.setdefault(kind, {})[name] = value
         return tensors, {"done": self.done}
 
-    def load_state(self, tensors: dict[str, dict[str, Tensor]], scalars: dict[str, Any]) -> None:
+    def load_state(self, tensors: dict[str, dict[str, Tensor]], scalars: dict[str, int]) -> None:
         """Put `state()` back, into the weights too."""
         self.done = scalars["done"]
         self.adamw.state.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ class Optimizer(Section):
     # YAML has no tuples: a list of two is taken for one.
     @model_validator(mode="before")
     @classmethod
-    def _betas(cls, data: Any) -> Any:
+    def _betas(cls, data: object) -> object:
         if isinstance(data, dict) and isinstance(data.get("betas"), list):
             data = {**data, "betas": tuple(data["betas"])}
         return data

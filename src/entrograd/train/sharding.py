@@ -8,7 +8,7 @@ part. All processes take part in every pass, so they make equally many.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,8 +17,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def shard(model: Any, dtype: torch.dtype, device: torch.device, reshard: bool) -> None:
+
+def shard(model: PreTrainedModel, dtype: torch.dtype, device: torch.device, reshard: bool) -> None:
     """Divide the float32 weights of `model` among all processes, in place.
 
     Args:

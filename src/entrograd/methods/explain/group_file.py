@@ -87,7 +87,7 @@ def _name_heads(path: Path | str, heads: Any) -> dict[str, Any]:
     return {f"head_{k}": list(column) for k, column in enumerate(zip(*rows, strict=True))}
 
 
-def _answer(path: Path | str, place: int, answer: Any) -> str | None:
+def _answer(path: Path | str, place: int, answer: object) -> str | None:
     if answer is None or isinstance(answer, str):
         return answer
     if isinstance(answer, bool) or not isinstance(answer, (int, float)):
@@ -99,7 +99,7 @@ def _answer(path: Path | str, place: int, answer: Any) -> str | None:
     return str(int(answer)) if answer == int(answer) else str(answer)
 
 
-def _check_tokens(path: Path | str, key: str, rows: list[Any]) -> None:
+def _check_tokens(path: Path | str, key: str, rows: list[object]) -> None:
     low = 0 if key == "entropies" else -LARGEST
     high = ROUNDING if key in LOGPROBS else LARGEST
     for number, row in enumerate(rows):
@@ -177,6 +177,6 @@ def _range(low: float, high: float) -> str:
     return f", at least {low}" if high == LARGEST else f" from {low} to {high}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge one"
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from entrograd.numerics.precision import accumulation
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
 
 BLOCK_QUERIES = 128  # neighbouring queries of a completion: those before them see no later key
 BLOCK_SCORES = 1 << 18  # of all heads: a megabyte in float32
@@ -197,7 +201,7 @@ class _Layer(DynamicLayer):
         super().__init__()
         self.prompt, self.where = (keys, values), where
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> Any:
         """Keep the rows' own states; theirs and the prompts'."""
         self.keys, self.values = key_states, value_states
         keys, values = self.prompt
@@ -211,13 +215,13 @@ def after(states: Sequence[tuple[Tensor, Tensor]], where: Sequence[Rows]) -> Cac
 
 
 def _attention(
-    module: Any,  # noqa: ARG001 - transformers' signature
+    module: Module,  # noqa: ARG001 - transformers' signature
     query: Tensor,
-    key: Any,
-    value: Any,
-    attention_mask: Any,  # noqa: ARG001
+    key: _States,
+    value: _States,
+    attention_mask: Tensor | None,  # noqa: ARG001
     scaling: float | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """`SharedAttention` as transformers calls attention: query [B, H * G, T, D], returns
     [B, T, H * G, D]. Keys and values that are tensors [B, H, T, D] are those of whole sequences.
@@ -235,20 +239,20 @@ def _attention(
 AttentionInterface.register("entrograd_shared", _attention)
 
 
-def full_attention(model: Any) -> bool:
+def full_attention(model: PreTrainedModel) -> bool:
     """Whether all layers attend to all earlier tokens: no sliding windows, no recurrent states."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
     return all(kind == "full_attention" for kind in kinds)
 
 
-def fused(model: Any) -> bool:
+def fused(model: PreTrainedModel) -> bool:
     """Whether torch's fused attention was chosen for the model, in whose place ours can stand (and
     may stand just now, in another thread)."""
     name: str = model.get_decoder().config._attn_implementation
     return name == "sdpa" or name.startswith("entrograd_")
 
 
-def applies_to(model: Any) -> bool:
+def applies_to(model: PreTrainedModel) -> bool:
     """Whether the model's attention can be this one: full attention on a CPU, where torch's own
     was chosen and no backward pass runs the layers again."""
     return (
@@ -263,7 +267,7 @@ _switching = threading.RLock()
 
 
 @contextmanager
-def implementation(model: Any, name: str) -> Iterator[None]:
+def implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
     """The model's attention is the one registered as `name`, for one thread at a time."""
     config = model.get_decoder().config
     with _switching:
@@ -275,7 +279,7 @@ def implementation(model: Any, name: str) -> Iterator[None]:
             config._attn_implementation = before
 
 
-def decode(model: Any, ids: Tensor, mask: Tensor, **arguments: Any) -> Tensor:
+def decode(model: PreTrainedModel, ids: Tensor, mask: Tensor, **arguments: object) -> Tensor:
     """[B, T, D] the decoder's states on ids [B, T], real where `mask`, by this attention.
 
     `arguments` are the decoder's others. It gets a mask of four dimensions, which transformers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from entrograd.models.cpu.attention import fused, implementation
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
 
 CHUNK = 64  # places a buffer grows by
 
@@ -31,7 +35,9 @@ class _Layer(DynamicLayer):
         super().__init__()
         self.cache = cache
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Write one state a row behind its others; all states of the rows so far."""
         rows, width = len(self.cache.lengths), self.cache.width
         keys, values = self.keys.transpose(-1, -2), self.values  # as they lie
@@ -131,13 +137,13 @@ class RowCache(Cache):
 
 
 def grouped_attention(
-    module: Any,  # noqa: ARG001 - transformers' signature
+    module: Module,  # noqa: ARG001 - transformers' signature
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor,
     scaling: float | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """Attention of one new token a row. The query heads that share a key head are taken as that
     head's queries, so no key is ever repeated. Two plain products: torch's fused kernels are made
@@ -158,7 +164,7 @@ def grouped_attention(
 AttentionInterface.register("entrograd_grouped", grouped_attention)
 
 
-def grouped_decoding(model: Any) -> AbstractContextManager[None]:
+def grouped_decoding(model: PreTrainedModel) -> AbstractContextManager[None]:
     """The model's attention is `grouped_attention`, where it calls one through transformers'
     interface as plain softmax attention does."""
     return implementation(model, "entrograd_grouped") if fused(model) else nullcontext()

@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module
 from torch.nn.functional import linear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Product = Callable[[Tensor], Tensor]
 
@@ -54,7 +57,7 @@ def _packed_linear(packed: Tensor, bias: Tensor | None, inputs: Tensor) -> Tenso
 
 
 @contextmanager
-def inference(model: Any) -> Iterator[Product]:
+def inference(model: PreTrainedModel) -> Iterator[Product]:
     """Inference mode in which the model's linear layers are `product`s of their weights, those of
     `JOINT` layers one. Yields that of the output head: states [N, D] -> logits [N, V]."""
     head = model.get_output_embeddings()

@@ -73,7 +73,7 @@ def _parse(line: bytes, where: str) -> Row:
     return row
 
 
-def _items(row: Mapping[str, Any], where: str) -> list[Item]:
+def _items(row: Mapping[str, object], where: str) -> list[Item]:
     answers, reason = accepted_answers(row.get("answer"))
     if reason:
         raise InputError(f"{where}: {reason} (key answer)")

@@ -42,7 +42,7 @@ def _parser() -> Any:
 
 
 @functools.lru_cache(maxsize=2048)
-def _parsed(latex: str) -> list[Any]:
+def _parsed(latex: str) -> list[object]:
     return _parser()(f"\\boxed{{{latex}}}")
 
 
@@ -63,7 +63,7 @@ def _values(latex: str) -> Values | None:
     return None if value is None else Values((value,), (latex,) if equation else ())
 
 
-def _value(expression: Any) -> complex | None:
+def _value(expression: object) -> complex | None:
     import sympy
     from sympy.concrete.expr_with_limits import ExprWithLimits
 
