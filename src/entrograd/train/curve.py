@@ -89,6 +89,16 @@ def online_row(
     return {"round": number, "update": update, "epoch": epoch, **drawn, **batch}
 
 
+def record(
+    resume: Path, rows: list[Row], done: int, *, writes: bool = True
+) -> tuple[Curve, Stopwatch]:
+    """The files that a run's metrics and seconds grow in, in its folder of unfinished work; `rows`
+    and what was measured up to update `done` stay."""
+    curve = Curve(resume / "curve.csv", rows, writes=writes)
+    log.info("curve: %s", curve.path)
+    return curve, Stopwatch(resume, done, writes=writes)
+
+
 class Stopwatch:
     """Seconds a run spends in each phase, one row per update, in `speed.csv` of the unfinished work
     in `resume`. Of a run that is continued after update `done` the rows up to there stay.

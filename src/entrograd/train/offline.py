@@ -17,7 +17,7 @@ from entrograd.rollout.params import Sampling
 from entrograd.storage.tables import provenance
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints
-from entrograd.train.curve import Curve, Stopwatch
+from entrograd.train.curve import record
 from entrograd.train.forward_backward import StepSettings
 from entrograd.train.params import TrainOfflineParams
 from entrograd.train.policy import Policy, bad_batch_kept
@@ -62,9 +62,7 @@ def train_offline(
         del reference
     checkpoints = Checkpoints(resume, params.checkpoint, policy.optimizer, processes=processes)
     state = checkpoints.restore()
-    metrics = Curve(resume / "curve.csv", state.curve, writes=processes.main)
-    stopwatch = Stopwatch(resume, policy.optimizer.done, writes=processes.main)
-    log.info("curve: %s", metrics.path)
+    metrics, stopwatch = record(resume, state.curve, policy.optimizer.done, writes=processes.main)
     with progress(len(plan), "updates", "train_offline", policy.optimizer.done) as bar:
         for epoch, indexes in plan[policy.optimizer.done :]:
             due = [groups[index] for index in indexes]

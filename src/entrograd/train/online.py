@@ -18,7 +18,7 @@ from entrograd.rollout.engines import check_processes, open_engine
 from entrograd.rollout.rollout import encoded_prompts
 from entrograd.train.batch import examples
 from entrograd.train.checkpoint import Checkpoints, State
-from entrograd.train.curve import Curve, Stopwatch, online_row
+from entrograd.train.curve import Curve, Stopwatch, online_row, record
 from entrograd.train.draw import Annotator, RoundDrawer, TrainingPrompts
 from entrograd.train.forward_backward import StepSettings
 from entrograd.train.heldout import Heldout
@@ -62,16 +62,8 @@ def train_online(
     device, optimizer = policy.model.device, policy.optimizer
     checkpoints = Checkpoints(resume, online.checkpoint, optimizer, processes)
     state = checkpoints.restore()
-    metrics = Curve(resume / "curve.csv", state.curve, writes=processes.main)
-    stopwatch = Stopwatch(resume, optimizer.done, writes=processes.main)
-    log.info("curve: %s", metrics.path)
-    sampling = params.rollout.sampling
-    settings = StepSettings(
-        sampling.temperature or 1.0,
-        sampling.max_new_tokens,
-        online.token_budget,
-        online.share_prompts,
-    )
+    metrics, stopwatch = record(resume, state.curve, optimizer.done, writes=processes.main)
+    sampling, settings = params.rollout.sampling, _step_settings(params)
     stored = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
     reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
     scoring = Scoring(
@@ -110,8 +102,7 @@ def train_online(
                 state.data = source.position()
                 with stopwatch.phase("checkpoint"):
                     checkpoints.save_if_due(state)
-            tokens = int(batch.batch.lengths.sum())
-            stopwatch.lap(tokens, round=number + 1, update=update + 1)
+            stopwatch.lap(int(batch.batch.lengths.sum()), round=number + 1, update=update + 1)
     policy.save(load_tokenizer(model), out, checkpoints.best_weights(state.curve))
     if processes.main:
         stored.assemble(online.rounds, rounds)
@@ -127,6 +118,16 @@ def _recipe(params: TrainOnlineStage, reward_heads: Path | None) -> Recipe:
     recipe, heads = choose(params.method), tuple(params.annotate.heads)
     check_required_columns(recipe, "train_online", params.train_online, heads)
     return with_heads(recipe, heads, read_entropies(reward_heads) if reward_heads else {})
+
+
+def _step_settings(params: TrainOnlineStage) -> StepSettings:
+    sampling, online = params.rollout.sampling, params.train_online
+    return StepSettings(
+        sampling.temperature or 1.0,
+        sampling.max_new_tokens,
+        online.token_budget,
+        online.share_prompts,
+    )
 
 
 @contextmanager
