@@ -334,7 +334,7 @@ def test_overlap_command_on_bad_input(tmp_path: Path, capsys: pytest.CaptureFixt
         ([str(table), str(good)], "none.parquet: no rows"),
         (["none.jsonl", str(good)], "none.jsonl: no such file"),
         ([str(good), str(good), "--ngram", "0"], "--ngram 0: give a number"),
-        ([str(good), str(good), "--share", "2"], "--share 2.0: give a share"),
+        ([str(good), str(good), "--fraction", "2"], "--fraction 2.0: give a share"),
         ([str(good), str(good), "--column", "q"], "no column q; it has problem"),
     ):
         assert cli.main(["decontaminate", *arguments]) == 2
