@@ -81,8 +81,10 @@ format: setup  ## rewrite the code in the project's format, and the lists of cod
 	@ruff format .
 	@entrograd deps --write
 
-docs: setup  ## write docs/api.md, the public classes and functions with their docstrings
+docs: setup  ## write the pages that are made from code: docs/api.md, metrics.md, columns.md
 	@python docs/make_api.py
+	@python -m entrograd.cli.metrics_page
+	@python -m entrograd.cli.columns_page
 
 parity: .venv-parity/ready  ## loss and gradient against TRL 1.16.0, in an environment of its own
 	@PYTHONPATH=src .venv-parity/bin/python benchmarks/parity.py

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from entrograd.errors import InputError
-from entrograd.methods.batch import COMPLETION_COLUMNS, TOKEN_COLUMNS, Batch, denominators
+from entrograd.methods.batch import Batch, denominators
 from entrograd.methods.components import AdvantageEstimator, RewardComposer
 from entrograd.methods.diagnostics import diagnostics
 from entrograd.methods.params import MethodParams
@@ -22,6 +22,7 @@ from entrograd.methods.presets import CHOICES, COMPONENTS, PRESETS
 from entrograd.methods.recipe import Recipe
 from entrograd.methods.registry import component, recipe
 from entrograd.params import check
+from entrograd.storage.columns import BATCH_COLUMNS
 from helpers.method_batches import HEADS, make_batch
 
 EVERY = pytest.mark.parametrize("name", list(PRESETS))
@@ -30,6 +31,9 @@ MAX_LENGTH = 9
 
 def choose(name: str, **section: Any) -> Recipe:
     return recipe(check(MethodParams, {"name": name, **HEADS, **section}, "method"))
+
+
+TOKEN_FIELDS = [name for name, column in BATCH_COLUMNS.items() if column.per == "token"]
 
 
 def current(batch: Batch, seed: int = 7, spread: float = 0.4) -> Tensor:
@@ -44,7 +48,7 @@ def full(batch: Batch) -> Batch:
     """`batch` with every completion as long as the longest; numbers where its padding was."""
     draw = torch.Generator().manual_seed(11)
     filled: dict[str, Any] = {}
-    for column in TOKEN_COLUMNS:
+    for column in TOKEN_FIELDS:
         values = getattr(batch, column)
         fresh = torch.rand(values.shape, generator=draw, dtype=torch.float64)
         sign = -1 if column.endswith("logprobs") else 1
@@ -85,7 +89,7 @@ class TestInvariants:
         batch = make_batch(1)
         mask = batch.completion_mask
         garbage: dict[str, Any] = {
-            column: torch.where(mask, getattr(batch, column), 1e30) for column in TOKEN_COLUMNS
+            column: torch.where(mask, getattr(batch, column), 1e30) for column in TOKEN_FIELDS
         }
         other = replace(batch, **garbage)
         chosen = choose(name, **{PRESETS[name].loss: OPTIONS})
@@ -113,8 +117,7 @@ class TestInvariants:
     def test_3_nothing_flows_back_through_what_was_measured(self, name: str) -> None:
         batch = make_batch(3)
         grown = {
-            column: getattr(batch, column).clone().requires_grad_()
-            for column in (*TOKEN_COLUMNS, *COMPLETION_COLUMNS)
+            column: getattr(batch, column).clone().requires_grad_() for column in BATCH_COLUMNS
         }
         batch = replace(batch, **grown)
         chosen = choose(name)

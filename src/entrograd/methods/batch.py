@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from entrograd.errors import InputError, NonFiniteError
-
-# The columns of numbers, which must be finite: one per token, one or more per completion.
-TOKEN_COLUMNS = ("old_logprobs", "entropies", "sampling_logprobs", "ref_logprobs", "token_scores")
-COMPLETION_COLUMNS = ("rewards", "reward_heads")
+from entrograd.storage.columns import BATCH_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,12 @@ def check_finite(batch: Batch, logprobs: Tensor | None = None) -> None:
     Raises:
         NonFiniteError: names the prompt, the row, the column and the token of the first bad value.
     """
-    columns = {name: getattr(batch, name) for name in TOKEN_COLUMNS + COMPLETION_COLUMNS}
+    columns = {name: getattr(batch, name) for name in BATCH_COLUMNS}
     for name, values in {**columns, "logprobs": logprobs}.items():
         if values is None:
             continue
         bad = ~torch.isfinite(values)
-        if name not in COMPLETION_COLUMNS:
+        if name == "logprobs" or BATCH_COLUMNS[name].per == "token":
             bad = bad & batch.completion_mask
         if bad.any():
             row, *place = (int(index) for index in bad.nonzero()[0])

@@ -1,5 +1,5 @@
 """Every column of every table, once: schemas, batches, finite checks, the keys of a group file and
-the table in docs/data.md come from here. A new column is a line here and whoever writes it."""
+docs/columns.md come from here. A new column is a line here and whoever writes it."""
 
 from __future__ import annotations
 
@@ -226,4 +226,10 @@ TOKEN_COLUMNS = {
     column.name: column
     for column in (*ANNOTATED, REF_LOGPROBS)
     if column.per == "token" and column.name != "completion_ids"
+}
+# The columns of numbers of a Batch, by its fields; they must be finite.
+BATCH_COLUMNS = {
+    column.batch: column
+    for column in (*ANNOTATED, REF_LOGPROBS)
+    if column.batch and column.type in (_FLOAT, _HEADS)
 }

@@ -11,17 +11,18 @@ answers. Without any token list a completion counts as one token, or as many as 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from entrograd.errors import InputError
-from entrograd.methods.batch import TOKEN_COLUMNS
+from entrograd.storage.columns import REF_LOGPROBS, TOKEN_COLUMNS
 from entrograd.storage.files import read_json
 
-LOGPROBS = ("logprobs", "old_logprobs", "ref_logprobs", "sampling_logprobs")
-TOKEN_KEYS = ("logprobs", *TOKEN_COLUMNS, "segment_ids")
+LOGPROBS = replace(REF_LOGPROBS, name="logprobs", batch="logprobs")  # of the current policy
+TOKEN_KEYS = {LOGPROBS.name: LOGPROBS, **{c.batch: c for c in TOKEN_COLUMNS.values() if c.batch}}
 COMPLETION_KEYS = ("rewards", "answers", "answer_graph", "lengths")  # an entry per completion
 KEYS = (*COMPLETION_KEYS, "reward_heads", "max_length", *TOKEN_KEYS)
 
@@ -100,8 +101,9 @@ def _answer(path: Path | str, place: int, answer: object) -> str | None:
 
 
 def _check_tokens(path: Path | str, key: str, rows: list[object]) -> None:
-    low = 0 if key == "entropies" else -LARGEST
-    high = ROUNDING if key in LOGPROBS else LARGEST
+    column = TOKEN_KEYS[key]
+    low = -LARGEST if column.low is None else column.low
+    high = LARGEST if column.high is None else column.high or ROUNDING
     for number, row in enumerate(rows):
         where = f"{key}[{number}]"
         if not isinstance(row, list) or not row:
@@ -173,8 +175,8 @@ def _range(low: float, high: float) -> str:
     if (low, high) == (-LARGEST, LARGEST):
         return f" of size up to {LARGEST:.3g}"
     if low == -LARGEST:
-        return f", at most {0 if high == ROUNDING else high}"
-    return f", at least {low}" if high == LARGEST else f" from {low} to {high}"
+        return f", at most {0 if high == ROUNDING else high:g}"
+    return f", at least {low:g}" if high == LARGEST else f" from {low:g} to {high:g}"
 
 
 def _shown(value: object) -> str:
