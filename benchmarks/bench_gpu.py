@@ -67,7 +67,7 @@ class Task:
     token_budget: int
 
     def requests(self) -> list[Request]:
-        """A request a completion."""
+        """A request per completion."""
         return [
             Request(f"p{i}", s, p) for i, p in enumerate(self.prompts) for s in range(self.group)
         ]
@@ -309,7 +309,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--prompts", type=int, default=8, help="groups a step (8)")
-    parser.add_argument("--group", type=int, default=8, help="completions a group (8)")
+    parser.add_argument("--group", type=int, default=8, help="completions per group (8)")
     parser.add_argument("--prompt", type=int, default=512, help="tokens (512)")
     parser.add_argument("--completion", type=int, default=512, help="tokens (512)")
     parser.add_argument("--token-budget", type=int, default=16384, help="of a micro-batch (16384)")

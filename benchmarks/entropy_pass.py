@@ -32,14 +32,14 @@ from entrograd.models.load import load_model
 from entrograd.models.prefix import pad
 from entrograd.storage.files import read_json, write_json
 
-SETS = {"groups": (1, 8), "single": (4, 1)}  # prompts, completions a prompt; times --scale
+SETS = {"groups": (1, 8), "single": (4, 1)}  # prompts, completions per prompt; times --scale
 PROMPT, SHORTEST, LONGEST = 96, 16, 256
 
 Data = tuple[list[list[int]], list[list[int]]]
 
 
 def completions(name: str, vocabulary: int, scale: int) -> Data:
-    """Prompts (one a completion) and completions of random tokens; the lengths mixed."""
+    """Prompts (one per completion) and completions of random tokens; the lengths mixed."""
     prompts, samples = SETS[name][0] * scale, SETS[name][1]
     draw, count = np.random.default_rng(0), prompts * samples
     lengths = np.geomspace(SHORTEST, LONGEST, count).round().astype(int)

@@ -126,7 +126,7 @@ def make_model(seed: int) -> LlamaForCausalLM:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One word a token: t0, t1, ..."""
+    """One word per token: t0, t1, ..."""
     words = {f"t{i}": i for i in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t2"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""The DVC pipeline as a Prefect flow: one task a stage, in the order of DVC's graph.
+"""The DVC pipeline as a Prefect flow: one task per stage, in the order of DVC's graph.
 
 DVC decides whether a stage runs, is taken from its cache or is up to date; the task's state says
 which. Prefect adds retries of the machine's faults, timeouts, cancellation, logs and artifacts.
@@ -132,7 +132,7 @@ def publish(states: Mapping[str, State[dvc.Outcome]]) -> None:
 
 
 def stage_rows(states: Mapping[str, State[dvc.Outcome]]) -> list[dict[str, str | float | None]]:
-    """One row a stage: name, state, seconds (None where it did not succeed)."""
+    """One row per stage: name, state, seconds (None where it did not succeed)."""
     rows: list[dict[str, str | float | None]] = []
     for stage, state in states.items():
         seconds = round(state.result().seconds, 2) if state.is_completed() else None

@@ -55,7 +55,7 @@ def test_raw_text_ids(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     row = {"prompt_id": "p", "prompt_text": "7 + 5 = ", "messages": None}
     ids = encode(row, tokenizer)
-    assert len(ids) == len("7 + 5 = ")  # one token a character
+    assert len(ids) == len("7 + 5 = ")  # one token per character
     assert tokenizer.decode(ids) == "7 + 5 = "
 
 

@@ -63,6 +63,6 @@ def test_hostile_answers_cost_only_their_own_rows(
     with capsys.disabled():
         if "FUZZ" in os.environ:
             print(f"\n{COUNT} hostile answers in {time.monotonic() - started:.0f} s")
-            print(f"seconds a row: slowest here {slowest:.3f}, batch mean at most {longest:.3f}")
+            print(f"seconds per row: slowest here {slowest:.3f}, batch mean at most {longest:.3f}")
             for (kind, status), number in sorted(statuses.items()):
                 print(f"  {kind:24}{status:12}{number:6}")

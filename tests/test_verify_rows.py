@@ -95,7 +95,7 @@ def test_the_command_reads_the_grader_of_a_params_file(
         ('{"answer": "1", "completion": "1", "completions": []}', "line 2: give either"),
         ('{"answer": "1", "completion": 1}', "line 2: completion is not a string"),
         ('{"answer": "1", "completions": "1"}', "line 2: completions are not a list of strings"),
-        ('{"answer": "1", "completions": ["1"], "finish_reason": "stop"}', "one a completion"),
+        ('{"answer": "1", "completions": ["1"], "finish_reason": "stop"}', "one per completion"),
     ],
 )
 def test_a_line_that_cannot_be_graded_is_named(

@@ -16,7 +16,7 @@ PROMPT_IDS = [10, 11, 12]
 
 
 def rollout(prompt: str, sample: int, text: str, **other: Any) -> dict[str, Any]:
-    """A row of the rollouts table; the tokens are those of the tiny model, one a character."""
+    """A row of the rollouts table; the tokens are those of the tiny model, one per character."""
     return {
         "prompt_id": prompt,
         "sample_index": sample,

@@ -48,7 +48,7 @@ def _group(row: Row, where: str, rules: Sequence[str]) -> Group:
         raise InputError(f"{where}: completions are not a list of strings, one or more")
     reasons = row.get("finish_reason", ["stop"] * len(texts))
     if not isinstance(reasons, list) or len(reasons) != len(texts):
-        raise InputError(f"{where}: finish_reason is not stop or length, one a completion")
+        raise InputError(f"{where}: finish_reason is not stop or length, one per completion")
     items = [Item((), text, reason) for text, reason in zip(texts, reasons, strict=True)]
     found = [final_answer(item, rules) for item in items]
     return Group(problem, texts, [extraction and extraction.answer for extraction in found])
@@ -66,8 +66,8 @@ def _means(row: Row, where: str) -> list[float] | None:
         or not all(_finite(number) for tokens in values for number in tokens)
     ):
         raise InputError(
-            f"{where}: logprobs are not {count} lists of finite numbers, one a completion and in "
-            "it one a token"
+            f"{where}: logprobs are not {count} lists of finite numbers, one per completion and in "
+            "it one per token"
         )
     return [sum(tokens) / len(tokens) for tokens in values]
 

@@ -14,7 +14,7 @@ HELP = "the rows of a JSONL file with clusters and semantic entropy"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """This command's arguments."""
     parser.add_argument(
-        "file", metavar="FILE.jsonl", help="problem, completions, optional logprobs; a row a line"
+        "file", metavar="FILE.jsonl", help="problem, completions, optional logprobs; a row per line"
     )
     parser.add_argument(
         "--by", choices=["answer", "embedding", "entailment"], help="what is compared (answer)"

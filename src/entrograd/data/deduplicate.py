@@ -1,4 +1,4 @@
-"""One row a problem; rows that contradict each other are turned away."""
+"""One row per problem; rows that contradict each other are turned away."""
 
 from __future__ import annotations
 

@@ -48,14 +48,14 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
 def bootstrap_mean(
     values: Sequence[float], resamples: int, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The mean of one value a problem with its percentile bootstrap interval.
+    """The mean of one value per problem with its percentile bootstrap interval.
 
     Problems are drawn with replacement `resamples` times by a generator of its own, seeded with
     `seed`: the result is a function of the arguments. (Efron and Tibshirani 1993, chapter 13.)
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
-        raise ValueError("bootstrap: need one value a problem and at least one problem")
+        raise ValueError("bootstrap: need one value per problem and at least one problem")
     generator = np.random.default_rng(seed)
     rows = max(1, BLOCK // len(array))
     means: list[NDArray[np.float64]] = []

@@ -50,7 +50,7 @@ def evaluate(
     Args:
         models: name -> folder. The first is what the others' differences are taken from.
         prompts: the prompts table whose held-out rows are evaluated; None for benchmarks alone.
-        samples: folder of samples shards to write, one a model and task.
+        samples: folder of samples shards to write, one per model and task.
         summary: JSON to write: the held-out scores by model, `X_minus_FIRST` the differences.
         benchmarks: JSON to write: the same a benchmark, with its list's hash and the grader's.
         resume: finished shards are kept here; a restarted run samples only what is missing.

@@ -1,7 +1,7 @@
 """Statistics over groups of completions, for ragged groups in any order.
 
 `groups` [B] (long) numbers each completion's group from 0. Every function works in float64 and
-answers with one value a completion (or a position): that of its group.
+answers with one value per completion (or a position): that of its group.
 
 A deviation from the mean that rounding alone can make is exactly 0: see `settled`.
 """

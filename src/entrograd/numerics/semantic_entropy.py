@@ -1,7 +1,7 @@
 """Semantic entropy of groups whose completions are clustered by answer, in nats.
 
 `groups` and `cluster_ids` are [B]; completions of one group with equal ids share an answer. All
-results are float64, one value a completion: that of its group.
+results are float64, one value per completion: that of its group.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def parser_of(
         "(default: that of the same run, if any)",
     )
     parser.add_argument(
-        "--timings", default=str(TIMINGS), help="seconds a stage are added here ('' for nowhere)"
+        "--timings", default=str(TIMINGS), help="seconds per stage are added here ('' for nowhere)"
     )
     return parser
 

@@ -53,7 +53,7 @@ def key(identity: Mapping[str, Any]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed from one origin to another, a phrase each: the first parameters with both
+    """What changed from one fingerprint to another, a phrase each: the first parameters with both
     values, every input whose content differs, every file of code that does."""
     changed = [] if before["stage"] == now["stage"] else [f"stage {before['stage']}"]
     old, new = dict(_leaves(before["params"])), dict(_leaves(now["params"]))
@@ -110,7 +110,7 @@ def kept_if_begun(folder: Path) -> Iterator[None]:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether there is work in it: more than its origin, and half-written files."""
+    """Whether there is work in it: more than its fingerprint, and half-written files."""
     return any(file.name != FILE for file in folder.glob("[!.]*"))
 
 

@@ -138,7 +138,7 @@ class BenchmarkScores:
 
 
 def benchmark_scores(benchmarks: Mapping[str, Any], where: str) -> list[BenchmarkScores]:
-    """One block a benchmark, by name; InputError where an entry is not as evaluate writes it."""
+    """One block per benchmark, by name; InputError where an entry is not as evaluate writes it."""
     blocks = []
     for name, entry in benchmarks.items():
         try:
@@ -178,7 +178,7 @@ def _setting(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 # --- curves ----------------------------------------------------------------------------------
 
 
-Curve = dict[str, list[float]]  # column -> its values, one a step
+Curve = dict[str, list[float]]  # column -> its values, one per step
 
 
 def read_curve(path: Path) -> Curve:
@@ -292,7 +292,7 @@ class Counts:
 
 
 def counts(value: Mapping[str, object]) -> Counts | None:
-    """Mappings of equal keys as a table, one row a mapping; None where there are none."""
+    """Mappings of equal keys as a table, one row per mapping; None where there are none."""
     rows = {name: item for name, item in value.items() if isinstance(item, Mapping)}
     found = {key for item in rows.values() for key in item}
     columns = [key for key in COLUMNS if key in found] + sorted(found - set(COLUMNS))

@@ -1,4 +1,4 @@
-"""Drawing tokens: one uniform number a token, and the inverse of the cumulative distribution."""
+"""Drawing tokens: one uniform number per token, and the inverse of the cumulative distribution."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def uniforms(seed: int, prompt_id: str, sample_index: int, count: int) -> np.nda
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One token a row, and its log-probability under the distribution really sampled from.
+    """One token per row, and its log-probability under the distribution really sampled from.
 
     Args:
         logits: [B, V] of the model.

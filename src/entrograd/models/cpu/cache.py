@@ -1,6 +1,6 @@
 """The key-value cache of one decoding step: a row a running completion, each with its own length.
 
-The states live in buffers with room to spare: a step writes one place a row and copies nothing
+The states live in buffers with room to spare: a step writes one place per row and copies nothing
 else, a finished row is overwritten by the last one, and waiting prompts enter at any time.
 """
 
@@ -38,7 +38,7 @@ class _Layer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one state a row behind its others; all states of the rows so far."""
+        """Write one state per row behind its others; all states of the rows so far."""
         rows, width = len(self.cache.lengths), self.cache.width
         keys, values = self.keys.transpose(-1, -2), self.values  # as they lie
         keys.view(-1).index_copy_(0, self.cache.places(keys, -1), key_states.flatten())
@@ -123,7 +123,7 @@ class RowCache(Cache):
 
     def places(self, buffer: Tensor, of_places: int) -> Tensor:
         """[R * N] where the step's states go in a buffer [rows to spare, .., places to spare, ..]
-        laid flat up to dimension `of_places`; N vectors or numbers a row."""
+        laid flat up to dimension `of_places`; N vectors or numbers per row."""
         shape = buffer.shape[1 : of_places + buffer.dim() + 1]
         if shape not in self._places:
             rows, count = len(self.lengths), shape[:-1].numel()
@@ -145,7 +145,7 @@ def grouped_attention(
     scaling: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token a row. The query heads that share a key head are taken as that
+    """Attention of one new token per row. The query heads that share a key head are taken as that
     head's queries, so no key is ever repeated. Two plain products: torch's fused kernels are made
     for many queries and take twice as long for one.
 

@@ -69,7 +69,7 @@ def _parse(line: bytes, where: str) -> Row:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON in UTF-8 ({error}); fix or remove it") from None
     if not isinstance(row, dict):
-        raise InputError(f"{where}: not a JSON object; write one row a line")
+        raise InputError(f"{where}: not a JSON object; write one row per line")
     return row
 
 
@@ -91,5 +91,5 @@ def _items(row: Mapping[str, object], where: str) -> list[Item]:
         or len(reasons) != len(texts)
         or any(reason not in ("stop", "length") for reason in reasons)
     ):
-        raise InputError(f"{where}: finish_reason is not stop or length, one a completion")
+        raise InputError(f"{where}: finish_reason is not stop or length, one per completion")
     return [Item(answers, text, finish) for text, finish in zip(texts, reasons, strict=True)]
