@@ -289,13 +289,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_continued(
 def test_a_checkpoint_of_another_run_is_refused_with_what_changed(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    def origin_of(lr: float, digest: str) -> dict[str, Any]:
+    def fingerprint_of(lr: float, digest: str) -> fingerprint.Fingerprint:
         given = {"train_offline": {"optimizer": {"lr": lr}, "seed": 1}}
         return fingerprint.fingerprint("train_offline", given, {"data/annotated": digest}, {}, {})
 
-    write_json(tmp_path / fingerprint.FILE, origin_of(0.1, "a"))
+    write_json(tmp_path / fingerprint.FILE, fingerprint_of(0.1, "a"))
     trained(tiny_model, tmp_path)
-    write_json(tmp_path / fingerprint.FILE, origin_of(0.2, "b"))
+    write_json(tmp_path / fingerprint.FILE, fingerprint_of(0.2, "b"))
     subject = policy(tiny_model)
     with pytest.raises(CheckpointError) as refused:
         Checkpoints(tmp_path, Checkpoint(), subject.optimizer).restore()

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,18 +184,21 @@ def test_a_run_that_fails_before_it_did_anything_leaves_nothing(
 
 def test_what_changed_is_told_briefly() -> None:
     """Long values are cut, and only the first parameters named."""
-    before = {"stage": "s", "inputs": {}, "contents": [], "roles": {}, "code": {"a.py": "0"}}
+
+    def identity(params: Mapping[str, object], code: dict[str, str]) -> fingerprint.Fingerprint:
+        return fingerprint.fingerprint("s", params, {}, {}, code)
+
+    code = {"a.py": "0"}
     old = {"name": "grpo", "sources": [{"path": "a" * 500, "keep": 1}, {"path": "b"}]}
     new = {"name": "gtpo", "sources": [{"path": "a" * 499, "keep": 1}]}
     cut = "a" * 57 + "..."
-    assert fingerprint.differences({**before, "params": old}, {**before, "params": new}) == [
+    assert fingerprint.differences(identity(old, code), identity(new, code)) == [
         "name grpo -> gtpo",
         f"sources.0.path {cut} -> {cut}",
         "sources.1.path b -> absent",
     ]
-    many = {**before, "params": {f"p{i}": 1 for i in range(10)}}
-    code = {f"{i}.py": "0" for i in range(5)}
-    others = {**before, "params": {f"p{i}": 2 for i in range(10)}, "code": code}
+    many = identity({f"p{i}": 1 for i in range(10)}, code)
+    others = identity({f"p{i}": 2 for i in range(10)}, {f"{i}.py": "0" for i in range(5)})
     assert fingerprint.differences(many, others) == [
         *(f"p{i} 1 -> 2" for i in range(8)),
         "and 2 more parameters",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from entrograd.errors import InputError
 
@@ -48,7 +49,7 @@ class Section(BaseModel):
         return [file for name in type(self).model_fields for file in _files(getattr(self, name))]
 
 
-def _files(value: Any) -> list[str]:
+def _files(value: object) -> list[str]:
     if isinstance(value, Section):
         return value.files()
     if isinstance(value, list | dict):
@@ -73,7 +74,7 @@ def execution(section: Section) -> dict[str, Any]:
     """The values of the keys within `section` that are marked as Execution, by dotted key."""
     values: dict[str, Any] = {}
     for path in execution_keys(type(section)):
-        value: Any = section
+        value: object = section
         for name in path:
             value = getattr(value, name, None)
         if value is not None:
@@ -85,7 +86,7 @@ S = TypeVar("S", bound=Section)
 
 
 def check(
-    model: type[S], data: Mapping[str, Any], where: str, file: Path | str = "params.yaml"
+    model: type[S], data: Mapping[str, object], where: str, file: Path | str = "params.yaml"
 ) -> S:
     """`data` as `model`; raises InputError naming `file` and each offending key, prefixed by
     `where`."""
@@ -96,7 +97,7 @@ def check(
     raise InputError("\n".join(lines))
 
 
-def _explain(where: str, model: type[BaseModel], item: Any) -> str:
+def _explain(where: str, model: type[BaseModel], item: ErrorDetails) -> str:
     location, blocks = _walk(model, item["loc"])
     key = ".".join([where, *location]).strip(".")
     if any(path == tuple(location[: len(path)]) for path in execution_keys(model)):
@@ -116,7 +117,7 @@ def _explain(where: str, model: type[BaseModel], item: Any) -> str:
 
 
 def _walk(
-    model: type[BaseModel], location: tuple[Any, ...]
+    model: type[BaseModel], location: tuple[object, ...]
 ) -> tuple[list[str], list[type[BaseModel]]]:
     """A place in params.yaml as its keys, and the blocks that may stand there.
 
@@ -135,12 +136,12 @@ def _walk(
     return keys, blocks
 
 
-def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
     field = model.model_fields.get("kind")
     return getattr(field.annotation, "__args__", ()) if field else ()
 
 
-def models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: object) -> list[type[BaseModel]]:
     """The blocks that a field of this annotation may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from entrograd.pipeline.modules import LOADER, SOURCE, modules, reached_by_name
 from entrograd.storage.files import read_json
@@ -23,13 +23,24 @@ MOST_DIFFERENCES = 8  # parameters that are listed
 MOST_FILES = 4  # of code that are listed
 
 
+class Fingerprint(TypedDict):
+    """The identity of a run, as JSON. `contents`: the hashes of `inputs`, in their order."""
+
+    stage: str
+    params: dict[str, object]
+    inputs: dict[str, str]
+    contents: list[str]
+    roles: dict[str, object]
+    code: dict[str, str]
+
+
 def fingerprint(
     stage: str,
-    params: Mapping[str, Any],
+    params: Mapping[str, object],
     inputs: Mapping[str, str],
-    roles: Mapping[str, Any],
+    roles: Mapping[str, object],
     code: Mapping[str, str],
-) -> dict[str, Any]:
+) -> Fingerprint:
     """The identity of a run. `inputs`: path -> sha256; where they lie does not matter, so their
     hashes in the order of the arguments count. `roles`: which inputs were given. `code`: as
     `code_of` tells."""
@@ -41,18 +52,18 @@ def fingerprint(
         "roles": roles,
         "code": dict(code),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
+    plain: Fingerprint = json.loads(json.dumps(known, default=str))
     return plain
 
 
-def key(identity: Mapping[str, Any]) -> str:
+def key(identity: Fingerprint) -> str:
     """16 hex digits that differ where anything differs that could change a result."""
     parts = [identity["params"], identity["roles"], identity["contents"]]
     text = json.dumps(parts, sort_keys=True)
     return text_hash(identity["stage"], text, json.dumps(identity["code"], sort_keys=True))[:16]
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     """What changed from one fingerprint to another, a phrase each: the first parameters with both
     values, every input whose content differs, every file of code that does."""
     changed = [] if before["stage"] == now["stage"] else [f"stage {before['stage']}"]
@@ -82,7 +93,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def note_other_work(work: Path, now: Mapping[str, Any]) -> None:
+def note_other_work(work: Path, now: Fingerprint) -> None:
     """Say of each unfinished run of this stage that is not continued what is different now."""
     mine = f"{now['stage']}-{key(now)}"
     if (work / mine).exists():
@@ -114,12 +125,12 @@ def _begun(folder: Path) -> bool:
     return any(file.name != FILE for file in folder.glob("[!.]*"))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     """Every value with its name; those of a list are numbered."""
     if isinstance(value, list):
         value = dict(enumerate(value))

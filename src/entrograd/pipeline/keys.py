@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -42,7 +41,7 @@ RENAMED = {
 }
 
 
-def check_names(data: Mapping[str, Any]) -> None:
+def check_names(data: Mapping[str, object]) -> None:
     """InputError, without the file, where a key has another name now."""
     for path in _paths(data):
         for old, new in RENAMED.items():
@@ -52,7 +51,7 @@ def check_names(data: Mapping[str, Any]) -> None:
                 raise InputError(f"{'.'.join(path)}: is called {now} now")
 
 
-def merged(name: str, model: type[BaseModel], data: Mapping[str, Any]) -> Any:
+def merged(name: str, model: type[BaseModel], data: Mapping[str, object]) -> object:
     """Section `name` of `data` with the keys that section `execution` holds for it.
 
     InputError, without the file, where a key stands in the wrong one of the two.
@@ -79,32 +78,33 @@ def merged(name: str, model: type[BaseModel], data: Mapping[str, Any]) -> Any:
     return _united(block or {}, further)
 
 
-def check_execution(data: Mapping[str, Any]) -> None:
+def check_execution(data: Mapping[str, object]) -> None:
     """InputError, without the file, where `execution` is none, or names no section."""
     for name in _execution(data):
         if name not in SECTIONS:
             raise InputError(f"execution.{name}: no section; allowed here: {', '.join(SECTIONS)}")
 
 
-def _execution(data: Mapping[str, Any]) -> Mapping[str, Any]:
+def _execution(data: Mapping[str, object]) -> Mapping[str, object]:
     block = data.get("execution") or {}
     if not isinstance(block, Mapping):
         raise InputError(f"execution: expected sections ({', '.join(SECTIONS)}) (got {block!r})")
     return block
 
 
-def _united(block: Any, further: Mapping[str, Any]) -> Any:
+def _united(block: object, further: Mapping[str, object]) -> object:
     if not isinstance(block, Mapping):
         return block
     both = dict(block)
     for key, value in further.items():
         old = block.get(key)
-        nested = isinstance(value, Mapping) and isinstance(old, Mapping)
-        both[key] = _united(old, value) if nested else value
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = _united(old, value)
+        both[key] = value
     return both
 
 
-def _items(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _items(data: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object]]:
     """Every key of nested blocks as a path, with its value."""
     for key, value in data.items():
         yield (str(key),), value
@@ -112,5 +112,5 @@ def _items(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield from (((str(key), *path), inner) for path, inner in _items(value))
 
 
-def _paths(data: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _paths(data: Mapping[str, object]) -> Iterator[tuple[str, ...]]:
     return (path for path, _ in _items(data))

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from entrograd.errors import InputError
 from entrograd.storage.files import read_json, sweep, write_json
@@ -98,7 +97,7 @@ def manifest(output: Path) -> Path:
 
 
 def write_run_manifest(
-    stage: str, output: Path, chosen: Mapping[str, Any], inputs: Mapping[str, str]
+    stage: str, output: Path, chosen: Mapping[str, object], inputs: Mapping[str, str]
 ) -> None:
     """Say what made this output: parameters, hashes of the inputs, commit and versions."""
     versions = {}

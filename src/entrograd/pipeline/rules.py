@@ -10,7 +10,7 @@ import inspect
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
@@ -101,7 +101,7 @@ def check_rules(sections: Section, file: Path | str = "params.yaml") -> None:
                 raise InputError(f"{file}: {error}") from None
 
 
-def _sections(path: Path, model: type[S], data: dict[str, Any]) -> dict[str, Any]:
+def _sections(path: Path, model: type[S], data: dict[str, object]) -> dict[str, object]:
     """What the file holds for the fields of `model`, section `execution` merged into each."""
     allowed = (*SECTIONS, "execution")
     for name in data:
@@ -120,7 +120,7 @@ def _sections(path: Path, model: type[S], data: dict[str, Any]) -> dict[str, Any
         raise InputError(f"{path}: {error}") from None
 
 
-def _block(annotation: Any) -> type[Section]:
+def _block(annotation: object) -> type[Section]:
     assert isinstance(annotation, type)
     assert issubclass(annotation, Section)
     return annotation

@@ -129,7 +129,7 @@ def run_stage(
             for key, value in given.items()
         }
 
-        def identity() -> dict[str, Any]:
+        def identity() -> fingerprint.Fingerprint:
             sections = read_params(arguments.params, params)
             method = getattr(sections, "method", None)
             hashes = {str(path): sha256(path) for path in read if path.exists()}
@@ -195,7 +195,9 @@ def _memory_suffices(stage: str, params: type[Section]) -> Iterator[None]:
 
 
 def _check_unchanged(
-    before: dict[str, Any], identity: Callable[[], dict[str, Any]], outputs: Collection[Path]
+    before: fingerprint.Fingerprint,
+    identity: Callable[[], fingerprint.Fingerprint],
+    outputs: Collection[Path],
 ) -> None:
     """InputError, and no output, where parameters, inputs or code were edited while the stage was
     at work: DVC reads them when a stage has ended, and would record them as what it ran with."""
@@ -213,7 +215,7 @@ def _check_unchanged(
         )
 
 
-def _resume_folder(work: Path, asked: str | None, now: dict[str, Any]) -> Path:
+def _resume_folder(work: Path, asked: str | None, now: fingerprint.Fingerprint) -> Path:
     """Where unfinished work of this very run is, or will be; InputError where the work asked for
     belongs to another."""
     for leftover in work.glob(".*.removed"):
