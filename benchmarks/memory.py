@@ -1,7 +1,8 @@
-"""Peak memory of stage train_offline as its table grows: `python benchmarks/memory.py`.
+"""Peak memory of stage train_offline as its table grows: `python benchmarks/memory.py [COUNT ...]`.
 
-Tables of 1,000, 10,000 and 100,000 completions of 200 tokens, in one Parquet file each, a model of
-two small layers, a few updates in a process of their own. Writes benchmarks/results/memory.json.
+Tables of COUNT completions (1,000 and 10,000 if none is given) of 200 tokens, in one Parquet file
+each, a model of two small layers, two updates in a process of their own. Writes
+benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import write_table
 from entrograd.train import offline
 
-SIZES = (1_000, 10_000, 100_000)
-TOKENS, GROUP, PROMPT, UPDATES, WORDS = 200, 8, 40, 4, 64
+SIZES = (1_000, 10_000)
+TOKENS, GROUP, PROMPT, UPDATES, WORDS = 200, 8, 40, 2, 64
 RESULT = Path(__file__).parent / "results/memory.json"
 
 
@@ -106,8 +107,8 @@ def measure(folder: Path, sizes: Sequence[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Without arguments: measure all sizes."""
-    if len(sys.argv) > 1:
+    """Measure the sizes given, or one step of that in its own process."""
+    if sys.argv[1:2] in (["write"], ["train"]):
         step, folder, table, size = sys.argv[1:]
         if step == "write":
             write_rows(Path(table), int(size))
@@ -115,7 +116,7 @@ def main() -> None:
             print(train(Path(folder), Path(table)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        after = measure(Path(folder), SIZES)
+        after = measure(Path(folder), [*map(int, sys.argv[1:])] or SIZES)
     write_json(RESULT, {"tokens": TOKENS, "updates": UPDATES, "peak_mib": after})
     print(json.dumps(after))
 

@@ -4,6 +4,7 @@ a short one whole."""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ TEMPLATE_ROWS = 20
 # has four), is too little to be known by: it stands in longer problems by chance.
 FEWEST_WORDS = 5
 EXAMPLES = 5
+BUCKETS = 2**20  # of hashes: 8 MiB
 
 # How a training problem overlaps a benchmark's, in the order of search.
 KINDS = {
@@ -101,10 +103,22 @@ def sequences(text: str, ngram: int) -> set[str]:
 
 
 def templates(texts: Sequence[str], ngram: int) -> frozenset[str]:
-    """The sequences so common among distinct normalised problems that they are a template's."""
+    """The sequences so common among distinct normalised problems that they are a template's.
+
+    Most occur once: counting them by hash first leaves few to be counted by name.
+    """
     distinct = set(texts)
-    counts = Counter(sequence for text in distinct for sequence in sequences(text, ngram))
     bound = max(TEMPLATE_ROWS, TEMPLATE_SHARE * len(distinct))
+    buckets = array("L", bytes(array("L").itemsize * BUCKETS))
+    for text in distinct:
+        for sequence in sequences(text, ngram):
+            buckets[hash(sequence) % BUCKETS] += 1
+    counts = Counter(
+        sequence
+        for text in distinct
+        for sequence in sequences(text, ngram)
+        if buckets[hash(sequence) % BUCKETS] >= bound
+    )
     return frozenset(sequence for sequence, count in counts.items() if count >= bound)
 
 

@@ -85,9 +85,8 @@ def prepare(params: PrepareParams, out: Path, rejects: Path, summary: Path) -> s
     ):
         counts.update((item.source, what) for item in group)
     chosen = set(kept) | set(heldout)
-    table = [_prompt(row, params) for row in rows if row in chosen]
-    write_table(out, table, "prompts")
-    write_table(rejects, [vars(reject) for reject in turned_away], "rejects")
+    write_table(out, (_prompt(row, params) for row in rows if row in chosen), "prompts")
+    write_table(rejects, map(vars, turned_away), "rejects")
     write_json(summary, _summary(params, counts, turned_away, report))
     return (
         f"{len(kept)} train and {len(heldout)} heldout prompts of {total} rows; "

@@ -19,7 +19,7 @@ from entrograd.data.params import FileSource, HubSource, ReasoningGymSource, Sou
 from entrograd.errors import InputError, extra
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One problem; `row` and `line` are its tabular.Place."""
 

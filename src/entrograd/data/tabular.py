@@ -114,16 +114,31 @@ def _text(path: Path) -> str:
 
 
 def _jsonl(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records:  # noqa: ARG001
-    lines = [line for line in enumerate(_text(path).split("\n"), start=1) if line[1].strip()]
-    if not lines:
+    """Read twice: columns are known by what any row has, and rows are given one by one."""
+    names: dict[str, None] = {}
+    objects = count = 0
+    for _, line in _lines(path):
+        count += 1
+        if isinstance(record := _parse(line), dict):
+            objects += 1
+            names.update(dict.fromkeys(record))
+    if not count:
         raise InputError(f"{path}: the file is empty")
-    records = [(Place(number, number), _parse(line)) for number, line in lines]
-    parsed = [record for _, record in records if isinstance(record, dict)]
-    if parsed:  # columns are known by what any row has
-        _check_names(
-            list(dict.fromkeys(key for record in parsed for key in record)), str(path), wanted
-        )
-    return iter(records)
+    if objects:
+        _check_names(list(names), str(path), wanted)
+    return ((Place(number, number), _parse(line)) for number, line in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not blank, numbered from 1."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line.removesuffix("\n")
+    except UnicodeDecodeError:
+        _text(path)  # says where
+        raise
 
 
 def _parse(line: str) -> dict[str, object] | Malformed:

@@ -235,12 +235,13 @@ def _group_figures(path: Path | None) -> list[dict[str, Any]]:
 
 def _comparisons(path: Path, order: list[str]) -> tuple[list[samples.Comparison], str]:
     """The models side by side on the held-out problems or else on the first benchmark."""
-    rows = read_table(path, "samples").to_pylist()
-    names = list(dict.fromkeys(row["benchmark"] for row in rows))
+    table = read_table(path, "samples")
+    names = table["benchmark"].unique().to_pylist()
     if not names:
         return [], ""
     chosen = "heldout" if "heldout" in names else names[0]
-    rows = [row for row in rows if row["benchmark"] == chosen]
-    present = list(dict.fromkeys(row["model"] for row in rows))
+    table = table.filter(pc.equal(table["benchmark"], chosen))
+    present = table["model"].unique().to_pylist()
+    rows = table.filter(pc.equal(table["sample_index"], 0)).to_pylist()  # all that is compared
     models = [name for name in order if name in present] or present
     return samples.compare(rows, models), chosen

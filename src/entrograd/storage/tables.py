@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -32,12 +33,13 @@ class Provenance(TypedDict, total=False):
     grader: str
 
 
+ROWS = 10_000  # made into Arrow at once
 MANIFEST = ".manifest.json"  # hidden: `datasets` and pyarrow open a folder of shards as it is
 
 
 def write_table(
     path: Path | str,
-    rows: Sequence[Mapping[str, object]] | pa.Table,
+    rows: Iterable[Mapping[str, object]] | pa.Table,
     name: str,
     **provenance: object,
 ) -> None:
@@ -50,8 +52,7 @@ def write_table(
     if isinstance(rows, pa.Table):
         table = schemas.validate(rows, name, str(path))
     else:
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-        table = schemas.validate(table, name, str(path))
+        table = schemas.validate(_table(rows, schema), name, str(path))
     metadata = {
         "entrograd.table": name,
         "entrograd.version": schemas.VERSION,
@@ -59,6 +60,14 @@ def write_table(
     }
     with atomic(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def _table(rows: Iterable[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
+    """Rows as an Arrow table; only ROWS of them are Python objects at a time."""
+    rows, parts = iter(rows), [schema.empty_table()]
+    while part := [dict(row) for row in islice(rows, ROWS)]:
+        parts.append(pa.Table.from_pylist(part, schema=schema))
+    return pa.concat_tables(parts).combine_chunks()
 
 
 def read_table(path: Path | str, name: str) -> pa.Table:
