@@ -375,13 +375,13 @@ class TestCurves:
         assert columns["kl"][1] == 0.25
 
     def test_a_cell_that_is_no_number_is_named(self, tmp_path: Path) -> None:
-        (tmp_path / "c.csv").write_text("step,loss\n1,0.5\n2,oops\n")
+        (tmp_path / "c.csv").write_text("update,loss\n1,0.5\n2,oops\n")
         with pytest.raises(InputError, match=r"c\.csv: line 3: loss is 'oops'"):
             tables.read_curve(tmp_path / "c.csv")
 
-    def test_a_log_without_steps_is_refused(self, tmp_path: Path) -> None:
+    def test_a_log_without_updates_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "c.csv").write_text("loss\n1\n")
-        with pytest.raises(InputError, match="no column step"):
+        with pytest.raises(InputError, match="no column update or round"):
             tables.read_curve(tmp_path / "c.csv")
 
     def test_a_run_without_steps_has_no_figure(self, tmp_path: Path) -> None:
