@@ -30,13 +30,12 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from work import product_rate, step_work
 
+from entrograd.data.groups import Completion, PromptGroup
 from entrograd.models.forward import completion_logprobs
 from entrograd.numerics.surrogate import clipped
 from entrograd.rollout.engine import Request
-from entrograd.rollout.rollout import rollout_groups
 from entrograd.rollout.transformers_engine import TransformersEngine
 from entrograd.storage.files import write_json
-from entrograd.train.forward_backward import StepSettings
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.scoring import Scoring
 
@@ -128,7 +127,9 @@ def loss(logprobs: Tensor, old: Tensor, advantage: Tensor, total: int) -> Tensor
 def ours(model: Any, optimizer: Optimizer, task: Task) -> Callable[[Clock], None]:
     """The engine, then scoring with the graph kept, then the update."""
     engine = TransformersEngine(model, NoText(), task.token_budget * 4)
-    settings = StepSettings(1.0, task.completion, task.token_budget)
+    settings: Any = SimpleNamespace(
+        temperature=1.0, token_budget=task.token_budget, share_prompts=None
+    )
     scoring = Scoring(model, settings, task.token_budget * 4)
     new: Any = task.completion
     sampling: Any = SimpleNamespace(
@@ -144,14 +145,23 @@ def ours(model: Any, optimizer: Optimizer, task: Task) -> Callable[[Clock], None
     def step(clock: Clock) -> None:
         completions = engine.generate(task.requests(), sampling, 0)
         clock("generation")
-        groups = rollout_groups(task.requests(), completions, 0, engine)
-        prompts = [group.prompt_ids for group in groups for _ in group.completions]
-        drawn = [c.completion_ids.tolist() for group in groups for c in group.completions]
+        groups: dict[str, PromptGroup] = {}
+        for request, sampled in zip(task.requests(), completions, strict=True):
+            ids = np.array(sampled.completion_ids, np.int32)
+            group = groups.setdefault(
+                request.prompt_id,
+                PromptGroup(request.prompt_id, np.array(request.prompt_ids, np.int32), []),
+            )
+            group.completions.append(Completion(len(group), ids, "", "length", 0, ""))
+        prompts = [group.prompt_ids for group in groups.values() for _ in group.completions]
+        drawn = [c.completion_ids.tolist() for group in groups.values() for c in group.completions]
         assert all(len(ids) == new for ids in drawn)
-        graded = (c for group in groups for c in group.completions)
+        graded = (c for group in groups.values() for c in group.completions)
         for completion, reward in zip(graded, rewards(drawn), strict=True):
             completion.reward = reward
-        old = torch.tensor(np.stack([values for values, _ in scoring(groups)]), device=model.device)
+        old = torch.tensor(
+            np.stack([values for values, _ in scoring(list(groups.values()))]), device=model.device
+        )
         advantage = advantages(drawn, task.group, model.device)
         clock("scoring")
         kept = scoring.take()
