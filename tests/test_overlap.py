@@ -105,7 +105,7 @@ def test_a_round_is_of_the_policy_before_the_last_updates_and_says_so(
             for row in part:
                 assert row[column] == pytest.approx(plain_logprobs(model, row), abs=2e-4), column
     with (tmp_path / "a.csv").open() as file:
-        gaps = [float(row["mismatch_mean"]) for row in csv.DictReader(file)]
+        gaps = [float(row["mismatch_mean"]) for row in csv.DictReader(file)][::updates]
     assert gaps[0] < 1e-4 < min(gaps[1:])
     prompts = [row["prompt_id"] for part in rows for row in part[::4]]
     assert len(set(prompts[:8])) == 8  # in the order of a run without overlap
