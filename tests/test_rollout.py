@@ -297,7 +297,7 @@ class TestStage:
         with pytest.raises(KeyboardInterrupt):
             rollout(self.params, tiny_model, prompts, tmp_path / "b", tmp_path / "broken")
         assert not (tmp_path / "b").exists()
-        kept = (tmp_path / "broken" / shard_name(0)).stat().st_ino
+        kept = (tmp_path / "broken" / "by-2" / shard_name(0)).stat().st_ino
         line = rollout(self.params, tiny_model, prompts, tmp_path / "b", tmp_path / "broken")
         assert "1 shards kept" in line
         assert len(calls) == 4  # one, the interrupted one, the two that were missing
