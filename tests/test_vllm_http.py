@@ -86,13 +86,13 @@ class Server:
 
     def complete(self, ids: list[int], asked: dict[str, Any]) -> Any:
         if "prompt_logprobs" in asked:
-            values = score(self.model, [ids[:1]], [ids[1:]], 1.0, 4096)[0][0]
+            values = score(self.model, [ids[:1]], [ids[1:]], 1.0, 4096)[0][0].tolist()
             rows = [{str(t): {"logprob": v}} for t, v in zip(ids[1:], values, strict=True)]
             return {"prompt_logprobs": [None, *rows], "choices": []}
         self.drawn.append(asked["seed"])
         tokens = [4 + (asked["seed"] >> (8 * place)) % 70 for place in range(asked["max_tokens"])]
         temperature = 1.0 if self.raw else asked["temperature"]
-        values = score(self.model, [ids], [tokens], temperature, 4096)[0][0]
+        values = score(self.model, [ids], [tokens], temperature, 4096)[0][0].tolist()
         choice = {
             "token_ids": tokens,
             "logprobs": {"content": [{"logprob": value} for value in values]},
