@@ -11,19 +11,13 @@ from entrograd.train.params import TrainOfflineStage
 
 def work(run: Run) -> str:
     """The library call."""
+    from entrograd.methods.resolved import check_resolved
     from entrograd.train.offline import train_offline
 
-    paths, params = run.paths, run.params
-    return train_offline(
-        params.train_offline,
-        params.method,
-        paths.model,
-        paths.annotated,
-        paths.out,
-        paths.curve,
-        run.resume,
-        reward_heads=paths.reward_heads,
-    )
+    paths = vars(run.paths)
+    if method := paths.pop("method"):
+        check_resolved(run.params.method, method)
+    return train_offline(run.params.train_offline, run.params.method, **paths, resume=run.resume)
 
 
 if __name__ == "__main__":
@@ -37,8 +31,9 @@ if __name__ == "__main__":
                 "model": "models/base",
                 "annotated": "data/annotated",
                 "reward_heads": "results/reward_heads.json",
+                "method": "",
             },
-            optional=("reward_heads",),
+            optional=("reward_heads", "method"),
             outputs={"out": "models/offline", "curve": "results/train_offline.csv"},
         )
     )

@@ -11,9 +11,13 @@ from entrograd.train.params import TrainOnlineStage
 
 def work(run: Run) -> str:
     """The library call."""
+    from entrograd.methods.resolved import check_resolved
     from entrograd.train.online import train_online
 
-    return train_online(run.params, **vars(run.paths), resume=run.resume)
+    paths = vars(run.paths)
+    if method := paths.pop("method"):
+        check_resolved(run.params.method, method)
+    return train_online(run.params, **paths, resume=run.resume)
 
 
 if __name__ == "__main__":
@@ -27,8 +31,9 @@ if __name__ == "__main__":
                 "model": "models/offline",
                 "prompts": "data/prompts.parquet",
                 "reward_heads": "results/reward_heads.json",
+                "method": "",
             },
-            optional=("reward_heads",),
+            optional=("reward_heads", "method"),
             outputs={
                 "out": "models/online",
                 "rounds": "data/online",

@@ -26,6 +26,7 @@ OUTPUTS = [
     "data/rollouts",
     "data/annotated",
     "data/groups.parquet",
+    "data/method.json",
     "data/online",
     "data/samples",
     "results/prepare.json",
@@ -131,7 +132,7 @@ def test_every_output_is_there_with_a_manifest_beside_it(clone: Path) -> None:
         assert manifest["git"]
         assert set(manifest) >= {"stage", "params", "inputs", "output_sha256"}
     timings = json.loads((clone / "results/timings.json").read_text())
-    assert len(timings) == 8
+    assert len(timings) == 9
 
 
 def test_summary_has_what_it_promises(clone: Path) -> None:
@@ -167,7 +168,7 @@ def test_a_change_runs_only_what_it_touches(clone: Path) -> None:
         for name in yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
         if f"Running stage '{name}'" in said
     }
-    assert ran == {"train_offline", "train_online", "evaluate", "report"}
+    assert ran == {"method", "train_offline", "train_online", "evaluate", "report"}
     run(clone, "git", "checkout", "-q", "--", "params.yaml")
     run(clone, "dvc", "repro")  # from the run-cache: back to the first results
     diff = run(clone, "dvc", "metrics", "diff")
@@ -177,7 +178,7 @@ def test_a_change_runs_only_what_it_touches(clone: Path) -> None:
 def test_two_full_runs_give_equal_hashes(clone: Path) -> None:
     before = hashes(clone)
     said = run(clone, "dvc", "repro", "--force")
-    assert said.count("Running stage") == 8
+    assert said.count("Running stage") == 9
     assert hashes(clone) == before
 
 

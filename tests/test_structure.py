@@ -12,7 +12,7 @@ import yaml
 
 from entrograd.cli.main import main
 from entrograd.pipeline import deps, runner
-from entrograd.pipeline.modules import PACKAGE, imported, modules
+from entrograd.pipeline.modules import PACKAGE, components, imported, modules
 from helpers.paths import ROOT
 
 STAGES = sorted((ROOT / "stages").glob("*.py"))
@@ -86,6 +86,17 @@ class TestListsOfCode:
         }
         assert "src/entrograd/train/step.py" not in listed
         assert "src/entrograd/report/page.html.jinja" in PIPELINE["report"]["deps"]
+
+    def test_components_are_listed_by_stage_method_alone(self) -> None:
+        """Training depends on the file that stands for those in use."""
+        every = {relative(file) for file in components()}
+        assert every <= set(PIPELINE["method"]["deps"])
+        unused = "src/entrograd/methods/advantage/asr.py"
+        trains = [name for name, stage in PIPELINE.items() if "method" in stage["params"]]
+        for name in set(trains) - {"method", "report"}:
+            assert "data/method.json" in PIPELINE[name]["deps"]
+            assert "--method data/method.json" in PIPELINE[name]["cmd"]
+            assert unused not in PIPELINE[name]["deps"]
 
     def test_only_lines_of_code_change(self) -> None:
         text = """# a pipeline

@@ -74,3 +74,9 @@ class MethodParams(Section):
     def blocks(self) -> dict[str, Any]:
         """The components' own parameters, by component name."""
         return dict(self.model_extra or {})
+
+
+class MethodStage(Section):
+    """What stage method reads."""
+
+    method: MethodParams

@@ -34,9 +34,12 @@ def parser_of(
         flag = flag_of(key)
         kind = "output" if key in outputs else "input"
         if isinstance(default, str):
-            note = "; may be absent, '' for none" if key in optional else ""
+            note = "; may be absent, '' for none" if key in optional and default else ""
             parser.add_argument(
-                flag, default=default, metavar="PATH", help=f"{kind} (default: {default}{note})"
+                flag,
+                default=default,
+                metavar="PATH",
+                help=f"{kind} (default: {default or 'none'}{note})",
             )
         else:
             known = ", ".join(f"{name}={path}" for name, path in default.items())
@@ -76,7 +79,8 @@ def input_of(
     if isinstance(value, str):
         path = Path(value)
         if optional and (not value or (value == default and not path.exists())):
-            log.info("no %s: going on without it (%s)", value or key, flag)
+            if default:
+                log.info("no %s: going on without it (%s)", value or key, flag)
             return None
         if not value or not path.exists():
             raise InputError(f"{value or flag}: no such file or folder ({flag})")

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from entrograd.errors import InputError
-from entrograd.pipeline.modules import LOADER, PACKAGE, components, modules
+from entrograd.pipeline.modules import PACKAGE, components, modules
 
 ROOT = PACKAGE.parent.parent
+METHOD = "method"
 
 _CODE = re.compile(r"^    - ((?:src/entrograd|stages)/.*)\n", re.MULTILINE)
 _STAGE = re.compile(r"^  (?P<name>\w+):.*\n(?:(?!  \w|\w).*\n)*", re.MULTILINE)
@@ -21,9 +22,10 @@ _DEPS = re.compile(r"^(?P<head>    deps:.*\n)(?P<lines>(?:    [-# ].*\n)*)", re.
 
 
 def code(script: Path) -> list[str]:
-    """The files that a stage's script runs on, itself included, as dvc.yaml names them."""
+    """The files that a stage's script runs on, itself included, as dvc.yaml names them. Components
+    of methods are listed by stage `method`, whose output stands for those in use."""
     files = {script, *modules(script)}
-    if LOADER in files:
+    if script.stem == METHOD:
         files |= components()
     return sorted(file.relative_to(ROOT).as_posix() for file in files)
 

@@ -142,12 +142,17 @@ def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def code_of(script: Path, components: Iterable[str] = ()) -> dict[str, str]:
-    """The sha256 of every file that a stage's script runs on, itself included, by its path: an edit
-    to any other leaves its unfinished work as it is. `components`: the modules of those of its
-    method, if it has one; they count where the stage loads them."""
+    """The hashes of every file that a stage's script runs on, itself included: an edit to any other
+    leaves its unfinished work as it is. `components`: the modules of those of its method, if it has
+    one; they count if the stage loads them."""
     files = {script, *modules(script)}
     if LOADER in files:
         files |= reached_by_name(components)
+    return hashes_of(files)
+
+
+def hashes_of(files: Iterable[Path]) -> dict[str, str]:
+    """The sha256 of files of code by path, from the folder of the stages or that of the package."""
     return {_name(file): sha256(file) for file in sorted(files)}
 
 
