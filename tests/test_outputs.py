@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import runpy
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from entrograd.errors import InputError, Unfinished
 from entrograd.models import load
@@ -29,7 +27,6 @@ from entrograd.storage.files import (
     write_text,
 )
 from entrograd.storage.hashing import sha256
-from helpers.paths import ROOT
 from helpers.stages import PARAMS, only
 
 
@@ -192,25 +189,6 @@ def test_a_run_without_output_claims_none(error: Exception, code: int) -> None:
 
     assert Early().start() == code
     assert content(Path("new")) == {}
-
-
-@pytest.mark.parametrize("script", sorted((ROOT / "stages").glob("*.py")), ids=lambda p: p.stem)
-def test_an_output_without_suffix_is_a_folder(
-    script: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`run_stage` takes it for one; dvc.lock tells which outputs are."""
-    told: dict[str, Any] = {}
-
-    def note(*_: Any, **arguments: Any) -> int:
-        told.update(arguments)
-        return 0
-
-    monkeypatch.setattr(runner, "run_stage", note)
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(script), run_name="__main__")
-    locked = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"][script.stem]["outs"]
-    folders = {out["path"]: out["md5"].endswith(".dir") for out in locked}
-    assert {path: not Path(path).suffix for path in told["outputs"].values()} == folders
 
 
 # --- what a killed process leaves ------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from entrograd.pipeline.manifest import manifest, read_manifest
 from helpers.paths import ROOT, SHIPPED
 
 OUTPUTS = [
@@ -70,6 +71,8 @@ def environment() -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "GIT_AUTHOR_NAME": "t",
         "GIT_AUTHOR_EMAIL": "t@example.org",
+        "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z",  # equal trees are equal commits
+        "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z",
         "GIT_COMMITTER_NAME": "t",
         "GIT_COMMITTER_EMAIL": "t@example.org",
     }
@@ -124,13 +127,21 @@ def clone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 def test_every_output_is_there_with_a_manifest_beside_it(clone: Path) -> None:
-    assert set(hashes(clone)) == set(OUTPUTS)
+    assert set(hashes(clone)) == {*OUTPUTS, *(f"{output}.run.json" for output in OUTPUTS)}
+    commit = run(clone, "git", "rev-parse", "HEAD").strip()
     for output in OUTPUTS:
-        assert (clone / output).exists()
-        manifest = json.loads((clone / f"{output}.run.json").read_text())
-        assert manifest["versions"]["torch"]
-        assert manifest["git"]
-        assert set(manifest) >= {"stage", "params", "inputs", "output_sha256"}
+        assert (clone / output).is_dir() == (not Path(output).suffix)  # `run_stage` relies on it
+        made = read_manifest(clone / output)
+        assert made is not None
+        assert made["environment"]["versions"]["torch"]
+        assert made["environment"]["processor"]
+        assert made["git"] == {"commit": commit, "edited": []}
+        assert set(made) >= {"stage", "params", "inputs", "execution"}
+    trained = read_manifest(clone / "models/online")
+    assert trained is not None
+    assert trained["environment"]["resolved"]["device"] == ["cpu"]
+    assert trained["environment"]["resolved"]["dtype"] in (["bfloat16"], ["float32"])
+    assert trained["execution"]["rollout"] == {"device": "auto", "shard_prompts": 4}
     timings = json.loads((clone / "results/timings.json").read_text())
     assert len(timings) == 9
 
@@ -173,6 +184,26 @@ def test_a_change_runs_only_what_it_touches(clone: Path) -> None:
     run(clone, "dvc", "repro")  # from the run-cache: back to the first results
     diff = run(clone, "dvc", "metrics", "diff")
     assert "Error" not in diff
+
+
+def test_a_manifest_is_that_of_its_output_after_a_checkout(clone: Path) -> None:
+    """DVC keeps both; a stage then takes the pipeline's own output for what it is."""
+    here = [name for name in OUTPUTS if name != "report"]
+    for name in here:
+        path = clone / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        manifest(path).unlink()
+    run(clone, "dvc", "checkout")
+    assert [name for name in here if read_manifest(clone / name) is None] == []
+    run(clone, sys.executable, "stages/method.py")
+    run(clone, "dvc", "exp", "run", "-S", "score.confidence=0.9", "-n", "narrow", "--temp")
+    run(clone, "dvc", "exp", "apply", "narrow")
+    narrow = read_manifest(clone / "results/summary.json")
+    assert narrow is not None
+    assert narrow["params"] == {"score": {"bootstrap": 200, "confidence": 0.9, "seed": 0}}
+    run(clone, "git", "checkout", "-q", "--", "params.yaml", "dvc.lock")
+    run(clone, "dvc", "checkout")
+    assert [name for name in OUTPUTS if read_manifest(clone / name) is None] == []
 
 
 def test_two_full_runs_give_equal_hashes(clone: Path) -> None:

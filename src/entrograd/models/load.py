@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from entrograd.environment import note_resolved
 from entrograd.errors import InputError
 from entrograd.storage.files import atomic_folder
 
@@ -33,7 +34,11 @@ def resolve_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device}: this machine shows no GPU; use cpu or auto")
-    return torch.device(device)
+    place = torch.device(device)
+    gpu = f" ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else ""
+    note_resolved("device", f"{device}{gpu}")
+    note_resolved("threads", torch.get_num_threads())
+    return place
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -44,11 +49,12 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     the choice is the same in every run.
     """
     if dtype != "auto":
-        return torch.float32 if dtype == "float32" else torch.bfloat16
-    if device.type == "cuda":
+        fast = dtype == "bfloat16"
+    elif device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    note_resolved("dtype", "bfloat16" if fast else "float32")
     return torch.bfloat16 if fast else torch.float32
 
 

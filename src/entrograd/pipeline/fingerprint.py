@@ -141,14 +141,17 @@ def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def code_of(script: Path, components: Iterable[str] = ()) -> dict[str, str]:
-    """The hashes of every file that a stage's script runs on, itself included: an edit to any other
-    leaves its unfinished work as it is. `components`: the modules of those of its method, if it has
-    one; they count if the stage loads them."""
+def files_of(script: Path, components: Iterable[str] = ()) -> set[Path]:
+    """The files that a stage's script runs on, itself included: an edit to any other leaves its
+    unfinished work as it is. `components`: the modules of those of its method, if it has one; they
+    count if the stage loads them."""
     files = {script, *modules(script)}
-    if LOADER in files:
-        files |= reached_by_name(components)
-    return hashes_of(files)
+    return files | reached_by_name(components) if LOADER in files else files
+
+
+def code_of(script: Path, components: Iterable[str] = ()) -> dict[str, str]:
+    """The hashes of `files_of`."""
+    return hashes_of(files_of(script, components))
 
 
 def hashes_of(files: Iterable[Path]) -> dict[str, str]:

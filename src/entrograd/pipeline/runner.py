@@ -23,11 +23,12 @@ from typing import Any
 import yaml
 
 from entrograd.errors import InputError, Unfinished, out_of_memory
-from entrograd.params import Section, execution_keys
+from entrograd.params import Section, execution, execution_keys
 from entrograd.pipeline import fingerprint
 from entrograd.pipeline.arguments import flag_of, input_of, parser_of, paths_of
+from entrograd.pipeline.manifest import write_manifests
 from entrograd.pipeline.modules import PACKAGE, SOURCE
-from entrograd.pipeline.outputs import check_outputs, check_writable, claimed, write_run_manifest
+from entrograd.pipeline.outputs import check_outputs, check_writable, claimed
 from entrograd.pipeline.parent import end_with_parent
 from entrograd.pipeline.rules import read as read_params
 from entrograd.storage.files import read_json, remove_folder, write_json
@@ -131,9 +132,8 @@ def run_stage(
 
         def identity() -> fingerprint.Fingerprint:
             sections = read_params(arguments.params, params)
-            method = getattr(sections, "method", None)
             hashes = {str(path): sha256(path) for path in read if path.exists()}
-            code = fingerprint.code_of(script, method.modules if method else ())
+            code = fingerprint.code_of(script, _components(sections))
             return fingerprint.fingerprint(name, sections.model_dump(), hashes, roles, code)
 
         started_with = identity()
@@ -148,8 +148,8 @@ def run_stage(
             with _memory_suffices(name, params):
                 result = work(run)
             _check_unchanged(started_with, identity, written.values())
-            for path in written.values():
-                write_run_manifest(name, path, started_with["params"], started_with["inputs"])
+            code = fingerprint.files_of(script, _components(given_params))
+            write_manifests(written.values(), started_with, _execution(given_params), code)
         seconds = time.monotonic() - start
         if timings:
             _write_timing(timings, name, seconds)
@@ -162,6 +162,23 @@ def run_stage(
         return 2
     print(f"{name}: {result} ({seconds:.1f} s)")
     return 0
+
+
+def _components(params: Section) -> list[str]:
+    """The modules of the components that the sections' method uses, if one of them is a method."""
+    method = getattr(params, "method", None)
+    return method.modules if method else []
+
+
+def _execution(params: Section) -> dict[str, dict[str, object]]:
+    """The settings of these sections that change no result, by section and dotted key: without
+    addresses and folders, which are the machine's own."""
+    sections = {name: execution(getattr(params, name)) for name in type(params).model_fields}
+    return {
+        name: kept
+        for name, values in sections.items()
+        if (kept := {k: v for k, v in values.items() if not k.endswith(("url", "folder"))})
+    }
 
 
 def _run_the_code_beside(script: Path) -> None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from entrograd.errors import InputError
 from entrograd.pipeline.sections import Params
-from entrograd.report import curves, plots, samples, settings, tables
+from entrograd.report import curves, plots, provenance, samples, settings, tables
 from entrograd.storage.files import atomic_folder, read_json, write_text
 from entrograd.storage.tables import read_table
 
@@ -40,6 +40,11 @@ class Inputs:
     def given(self) -> set[str]:
         """The names of those that are there."""
         return {name for name, path in vars(self).items() if path is not None}
+
+    @property
+    def paths(self) -> list[Path]:
+        """Those that are there."""
+        return [path for path in vars(self).values() if path is not None]
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def render(run: Params, inputs: Inputs) -> str:
         else None,
         topics=settings.topics(run, inputs.given, _notes(run, inputs, logs)),
         parameters=settings.whole(run, inputs.given),
+        origins=provenance.origins(inputs.paths),
         benchmarks=_benchmarks(inputs.benchmarks),
         curves=_curves(logs),
         preparation=_preparation(_optional_json(inputs.prepare)),
