@@ -186,6 +186,7 @@ class TestPage:
         assert Outline(page(files, tmp_path / "report")).headings == [
             "Result",
             "This run",
+            "Code and machine",
             "Samples",
         ]
 
@@ -194,6 +195,7 @@ class TestPage:
         inputs = Inputs(tmp_path / "none.json", all_files.samples, all_files.benchmarks)
         assert Outline(page(inputs, tmp_path / "report")).headings == [
             "This run",
+            "Code and machine",
             "Benchmarks",
             "aime24",
             "Samples",

@@ -23,12 +23,12 @@ class Origin:
 
 
 def origins(inputs: Iterable[Path]) -> list[Origin]:
-    """A row per run that made these files, in their order; a file whose run manifest is absent, or
-    of other bytes, has a row of its own that says so."""
+    """A row per run that made these files, in their order; files whose run manifest is absent, or
+    of other bytes, share a row that says so."""
     runs: dict[tuple[str, ...], list[str]] = {}
     for path in inputs:
         made = read_manifest(path)
-        stage = made["stage"] if made else str(path)
+        stage = made["stage"] if made else path.name
         stages = runs.setdefault(_facts(made), [])
         if stage not in stages:
             stages.append(stage)
