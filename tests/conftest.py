@@ -20,8 +20,16 @@ from helpers.tiny_model import write_tiny_model
 SLOW = {
     *("annotate_clusters", "annotate_stage", "benchmarks", "chaos", "checkpoint", "evaluate"),
     *("exactness", "extras", "flows", "flows_prefect", "lora", "overlap", "pipeline"),
-    *("prepare_stage", "processes", "queries", "report", "resolve", "resume", "rollout", "shards"),
-    *("verify_agreement", "verify_fuzz", "verify_grade", "verify_rows", "vllm", "vllm_http"),
+    *("prepare_stage", "processes", "queries", "report", "rerun", "resolve", "resume", "rollout"),
+    *(
+        "shards",
+        "verify_agreement",
+        "verify_fuzz",
+        "verify_grade",
+        "verify_rows",
+        "vllm",
+        "vllm_http",
+    ),
 }
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from entrograd.errors import InputError
+from entrograd.errors import InputError, Unfinished
 from entrograd.methods.params import MethodParams
 from entrograd.pipeline import fingerprint, runner
 from entrograd.pipeline.runner import Run, run_stage
@@ -350,6 +350,33 @@ class TestEditsWhileAStageWorks:
         assert work.start() == 0
         assert work.found == [0, 1]  # it goes on where it was
         assert Path("out.txt").exists()
+
+    def test_to_its_code_end_it_too(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code = fingerprint.code_of
+
+        def edited() -> None:
+            monkeypatch.setattr(
+                fingerprint, "code_of", lambda *which: code(*which) | {"entrograd/a.py": "0"}
+            )
+
+        assert self.Slow(edited).start() == 2
+        said = capsys.readouterr().err
+        assert "changed while this stage was at work: the code of entrograd/a.py" in said
+        assert not Path("out.txt").exists()
+
+    def test_end_a_run_of_some_shards_too(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Its part of the work is kept for parameters that are not those of now."""
+
+        class Part(self.Slow):  # type: ignore[name-defined]
+            def __call__(self, run: Run) -> str:
+                super().__call__(run)
+                Path("out.txt").unlink()
+                raise Unfinished("2 of 4 shards are there")
+
+        assert Part(lambda: change("train_offline", seed=7)).start() == 2
+        assert "train_offline.seed 0 -> 7; its outputs" in capsys.readouterr().err
 
     def test_of_what_it_does_not_read_are_nothing_to_it(self) -> None:
         def edit() -> None:

@@ -145,8 +145,12 @@ def run_stage(
             work(run)
             return 0
         with claimed(name, written.values()), fingerprint.kept_if_begun(resume):
-            with _memory_suffices(name, params):
-                result = work(run)
+            try:
+                with _memory_suffices(name, params):
+                    result = work(run)
+            except Unfinished:
+                _check_unchanged(started_with, identity, ())
+                raise
             _check_unchanged(started_with, identity, written.values())
             code = fingerprint.files_of(script, _components(given_params))
             write_manifests(written.values(), started_with, _execution(given_params), code)
