@@ -21,15 +21,8 @@ SLOW = {
     *("annotate_clusters", "annotate_stage", "benchmarks", "chaos", "checkpoint", "evaluate"),
     *("exactness", "extras", "flows", "flows_prefect", "lora", "overlap", "pipeline"),
     *("prepare_stage", "processes", "queries", "report", "rerun", "resolve", "resume", "rollout"),
-    *(
-        "shards",
-        "verify_agreement",
-        "verify_fuzz",
-        "verify_grade",
-        "verify_rows",
-        "vllm",
-        "vllm_http",
-    ),
+    *("shards", "verify_agreement", "verify_fuzz", "verify_grade", "verify_rows"),
+    *("vllm", "vllm_http"),
 }
 
 
