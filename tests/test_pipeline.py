@@ -55,7 +55,8 @@ def small_params(model: Path) -> dict[str, Any]:
     params["rollout"]["sampling"].update(max_new_tokens=2)
     params["train_offline"].update(epochs=1, prompts_per_update=8, optimizer={"lr": 0.003})
     params["train_online"].update(rounds=2, prompts_per_round=4, optimizer={"lr": 0.003})
-    params["evaluate"].update(heldout_problems=24, bootstrap=200)
+    params["evaluate"].update(heldout_problems=24)
+    params["score"].update(bootstrap=200)
     params["report"].update(samples=3)
     return params
 
@@ -81,6 +82,16 @@ def run(folder: Path, *command: str, code: int = 0) -> str:
     said = done.stdout + done.stderr
     assert done.returncode == code, f"{' '.join(command)}: exit {done.returncode}\n{said[-4000:]}"
     return said
+
+
+def stages(folder: Path) -> set[str]:
+    """The stages of the pipeline."""
+    return set(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])
+
+
+def ran(folder: Path, said: str) -> set[str]:
+    """The stages that DVC ran."""
+    return {name for name in stages(folder) if f"Running stage '{name}'" in said}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -131,7 +142,7 @@ def test_every_output_is_there_with_a_manifest_beside_it(clone: Path) -> None:
         assert manifest["git"]
         assert set(manifest) >= {"stage", "params", "inputs", "output_sha256"}
     timings = json.loads((clone / "results/timings.json").read_text())
-    assert len(timings) == 8
+    assert set(timings) == stages(clone)
 
 
 def test_summary_has_what_it_promises(clone: Path) -> None:
@@ -162,22 +173,29 @@ def test_a_second_run_does_nothing(clone: Path) -> None:
 def test_a_change_runs_only_what_it_touches(clone: Path) -> None:
     """An experiment with another method: trained and evaluated again, nothing before."""
     said = run(clone, "dvc", "exp", "run", "-S", "method.name=grpo", "-n", "other")
-    ran = {
-        name
-        for name in yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
-        if f"Running stage '{name}'" in said
-    }
-    assert ran == {"train_offline", "train_online", "evaluate", "report"}
+    assert ran(clone, said) == {"train_offline", "train_online", "evaluate", "score", "report"}
     run(clone, "git", "checkout", "-q", "--", "params.yaml")
     run(clone, "dvc", "repro")  # from the run-cache: back to the first results
     diff = run(clone, "dvc", "metrics", "diff")
     assert "Error" not in diff
 
 
+def test_another_confidence_samples_nothing_anew(clone: Path) -> None:
+    before = json.loads((clone / "results/summary.json").read_text())["base"]
+    said = run(clone, "dvc", "exp", "run", "-S", "score.confidence=0.5", "-n", "narrow")
+    assert ran(clone, said) == {"score", "report"}
+    after = json.loads((clone / "results/summary.json").read_text())["base"]
+    assert after["accuracy"] == before["accuracy"]
+    assert before["ci_low"] <= after["ci_low"] <= after["ci_high"] < before["ci_high"]
+    run(clone, "git", "checkout", "-q", "--", "params.yaml")
+    run(clone, "dvc", "repro")
+
+
 def test_two_full_runs_give_equal_hashes(clone: Path) -> None:
     before = hashes(clone)
     said = run(clone, "dvc", "repro", "--force")
-    assert said.count("Running stage") == 8
+    assert ran(clone, said) == stages(clone)
+    assert said.count("Running stage") == len(stages(clone))
     assert hashes(clone) == before
 
 
