@@ -1,7 +1,7 @@
-"""Greedy accuracy on the held-out split, and pass@1 on the benchmarks params.yaml names.
+"""Sample and grade: greedily on the held-out split, and on the benchmarks params.yaml names.
 
-The first --model is the one the others are compared with. --prompts '' leaves the held-out split
-out and evaluates benchmarks alone.
+Stage score reads the samples; the first --model is the one it compares the others with.
+--prompts '' leaves the held-out split out and evaluates benchmarks alone.
 """
 
 import sys
@@ -32,10 +32,6 @@ if __name__ == "__main__":
             params=EvaluateStage,
             inputs={"model": models, "prompts": "data/prompts.parquet"},
             optional=("prompts",),
-            outputs={
-                "samples": "data/samples",
-                "summary": "results/summary.json",
-                "benchmarks": "results/benchmarks.json",
-            },
+            outputs={"samples": "data/samples"},
         )
     )

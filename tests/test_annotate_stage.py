@@ -320,6 +320,7 @@ method: {name: grpo}
 train_offline: {}
 train_online: {}
 evaluate: {}
+score: {}
 report: {}
 """
 

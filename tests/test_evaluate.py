@@ -1,11 +1,9 @@
-"""Evaluation on the tiny model: scores by hand, resume, pins, the stage's arguments."""
+"""Evaluation on the tiny model: what is sampled and told of it, resume, pins, the stage."""
 
 from __future__ import annotations
 
 import json
-import logging
 import runpy
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,8 @@ from entrograd.errors import InputError
 from entrograd.evaluate import evaluate as module
 from entrograd.evaluate.benchmarks import benchmark_task, heldout, list_hash
 from entrograd.evaluate.evaluate import evaluate
-from entrograd.evaluate.params import Benchmark, EvaluateParams
+from entrograd.evaluate.params import Benchmark, EvaluateParams, ScoreParams
+from entrograd.evaluate.score import score
 from entrograd.models.load import load_model, policy_version
 from entrograd.pipeline import runner
 from entrograd.pipeline.sections import Params
@@ -30,7 +29,13 @@ from entrograd.rollout.engine import Request, Sampled
 from entrograd.rollout.params import Sampling
 from entrograd.storage.files import read_json
 from entrograd.storage.hashing import sha256, text_hash
-from entrograd.storage.tables import read_table, shard_files, shard_name, write_table
+from entrograd.storage.tables import (
+    provenance,
+    read_table,
+    shard_files,
+    shard_name,
+    write_table,
+)
 from helpers.tiny_model import CHAT_TEMPLATE
 
 FORMAT = PromptFormat(style="few_shot", template="{problem} = {answer}\n")
@@ -86,7 +91,6 @@ def benchmark(path: Path, **more: Any) -> Benchmark:
 def section(**more: Any) -> EvaluateParams:
     given: dict[str, Any] = {
         "max_new_tokens": 4,
-        "bootstrap": 200,
         "dtype": "float32",
         "device": "cpu",
         "grader": GraderParams(workers=1),
@@ -95,22 +99,17 @@ def section(**more: Any) -> EvaluateParams:
 
 
 class Outputs:
-    """Where one run writes."""
+    """Where one run of evaluate and score writes."""
 
     def __init__(self, folder: Path) -> None:
         self.samples, self.resume = folder / "samples", folder / "resume"
         self.summary, self.benchmarks = folder / "summary.json", folder / "benchmarks.json"
 
     def run(self, chosen: EvaluateParams, models: dict[str, Path], prompts: Any) -> str:
-        return evaluate(
-            chosen,
-            models,
-            prompts,
-            samples=self.samples,
-            summary=self.summary,
-            benchmarks=self.benchmarks,
-            resume=self.resume,
-        )
+        return evaluate(chosen, models, prompts, samples=self.samples, resume=self.resume)
+
+    def score(self) -> str:
+        return score(ScoreParams(bootstrap=200), self.samples, self.summary, self.benchmarks)
 
     def rows(self) -> list[dict[str, Any]]:
         return read_table(self.samples, "samples").to_pylist()
@@ -152,7 +151,7 @@ class Scripted:
         return [Sampled((1,), texts[r.prompt_id], (0.0,), "stop") for r in requests]
 
 
-class TestScores:
+class TestSamples:
     def test_by_hand(
         self,
         models: dict[str, Path],
@@ -163,22 +162,12 @@ class TestScores:
         Scripted.replace(monkeypatch)
         line = out.run(section(), models, prompts)
         # held out: id1 id2 id4 id5 id6 id7; a knows the first two, b knows id2 id4 id5 id6
-        assert line == "heldout, 6 problems: a 33.3 %, b 66.7 %"
-        summary = read_json(out.summary)
-        assert list(summary) == ["a", "b", "b_minus_a"]
-        # Wilson, k = 2, n = 6, z^2 = 3.841459: centre (1/3 + .320122) / 1.640243 = .398393,
-        # half 1.959964 sqrt(.037037 + .026677) / 1.640243 = .301618
-        assert summary["a"] == {
-            "n": 6,
-            "accuracy": pytest.approx(1 / 3),
-            "ci_low": pytest.approx(0.096775, abs=2e-5),
-            "ci_high": pytest.approx(0.700011, abs=2e-5),
-        }
-        assert summary["b"]["accuracy"] == pytest.approx(2 / 3)
-        # b - a by problem: -1 0 1 1 1 0
-        assert set(summary["b_minus_a"]) == {"diff", "ci_low", "ci_high"}
-        assert summary["b_minus_a"]["diff"] == pytest.approx(1 / 3)
-        assert -1 < summary["b_minus_a"]["ci_low"] < 1 / 3 < summary["b_minus_a"]["ci_high"] <= 1
+        assert line == "12 completions sampled and graded: a, b on heldout (6 problems)"
+        assert [(row["model"], row["problem_id"]) for row in out.rows() if row["reward"] == 1] == [
+            *(("a", f"id{i}") for i in (1, 2)),
+            *(("b", f"id{i}") for i in (2, 4, 5, 6)),
+        ]
+        assert out.score() == "heldout, 6 problems: a 33.3 %, b 66.7 %"
         last = out.rows()[-1]
         assert (last["problem_id"], last["answer"], last["reward_status"]) == (
             "id7",
@@ -187,36 +176,18 @@ class TestScores:
         )
         assert read_json(out.benchmarks) == {}
 
-    def test_equal_differences_are_warned_about(
-        self,
-        models: dict[str, Path],
-        prompts: Path,
-        out: Outputs,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        Scripted.replace(monkeypatch)
-        every = frozenset(f"id{i}" for i in range(8))
-        monkeypatch.setattr(Scripted, "knows", (frozenset({"id1"}), every))
-        with caplog.at_level(logging.WARNING, logger="entrograd"):
-            out.run(section(), models, prompts)
-            assert "differences are equal" not in caplog.text
-            monkeypatch.setattr(Scripted, "knows", (frozenset(), every))
-            monkeypatch.setattr(Scripted, "turn", -1)
-            shutil.rmtree(out.resume)
-            out.run(section(), models, prompts)
-        assert read_json(out.summary)["b_minus_a"] == {"diff": 1, "ci_low": 1, "ci_high": 1}
-        assert "b - a on heldout: all 6 differences are equal" in caplog.text
-
     def test_the_first_problems_in_table_order(
         self, models: dict[str, Path], prompts: Path, out: Outputs
     ) -> None:
         out.run(section(heldout_problems=3), {"a": models["a"]}, prompts)
         assert [row["problem_id"] for row in out.rows()] == ["id1", "id2", "id4"]
+        out.score()
         assert list(read_json(out.summary)) == ["a"]
 
     def test_benchmarks_alone(self, models: dict[str, Path], listed: Path, out: Outputs) -> None:
-        out.run(section(benchmarks=[benchmark(listed)], seed=5), models, None)
+        line = out.run(section(benchmarks=[benchmark(listed)], seed=5), models, None)
+        assert line == "12 completions sampled and graded: a, b on list (3 problems)"
+        assert out.score().startswith("list, 3 problems: a ")
         assert read_json(out.summary) == {}
         entry = read_json(out.benchmarks)["list"]
         assert (entry["problems"], entry["n"], entry["temperature"]) == (3, 2, 1.0)
@@ -259,6 +230,15 @@ class TestScores:
             ("b", "heldout", 6),
             ("b", "list", 6),
         ]
+        kept = ("problems", "n", "seed", "dtype", "extraction")
+        told: list[Any] = [provenance(file) for file in shard_files(out.samples)]
+        assert [(o["model"], o["benchmark"], *(o[key] for key in kept)) for o in told] == [
+            (model, *task, 0, "float32", GraderParams().extraction)
+            for model in models
+            for task in (("heldout", 6, 1), ("list", 3, 2))
+        ]
+        assert [o["prompt"] for o in told] == [None, FORMAT.model_dump()] * 2
+        assert told[1]["sampling"] == benchmark(listed).sampling.model_dump()
 
     def test_two_runs_give_equal_bytes(
         self, models: dict[str, Path], prompts: Path, listed: Path, tmp_path: Path
@@ -266,6 +246,7 @@ class TestScores:
         first, second = Outputs(tmp_path / "one"), Outputs(tmp_path / "two")
         for run in (first, second):
             run.run(section(benchmarks=[benchmark(listed)]), {"a": models["a"]}, prompts)
+            run.score()
         assert sha256(first.samples) == sha256(second.samples)
         assert first.summary.read_bytes() == second.summary.read_bytes()
         assert first.benchmarks.read_bytes() == second.benchmarks.read_bytes()
@@ -392,13 +373,16 @@ class TestStage:
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
         arguments = ["evaluate.py", "--model", f"mine={models['b']}", "--prompts", ""]
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", arguments)
         monkeypatch.setattr(runner, "end_with_parent", lambda _: None)
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "stages" / "evaluate.py"), run_name="__main__")
-        assert ended.value.code == 0
-        assert capsys.readouterr().out.startswith("evaluate: list, 3 problems: mine ")
+        for name, given in {"evaluate": arguments, "score": ["score.py"]}.items():
+            monkeypatch.setattr(sys, "argv", given)
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(ROOT / "stages" / f"{name}.py"), run_name="__main__")
+            assert ended.value.code == 0
+        said = capsys.readouterr().out.splitlines()
+        assert said[0].startswith("evaluate: 6 completions sampled and graded: mine on list (3 ")
+        assert said[1].startswith("score: list, 3 problems: mine ")
         entry = read_json(tmp_path / "results" / "benchmarks.json")["list"]
         assert list(entry["models"]) == ["mine"]
-        manifest = read_json(tmp_path / "results" / "summary.json.run.json")
+        manifest = read_json(tmp_path / "data" / "samples.run.json")
         assert set(manifest["inputs"]) == {str(models["b"]), str(listed)}  # the list is an input

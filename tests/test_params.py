@@ -199,6 +199,8 @@ OLD = {
     "prepare.decontaminate.share": "prepare.decontaminate.fraction",
     "method.gtpo.correction": "method.gtpo.importance_sampling",
     "rollout.vllm.max_gap": "rollout.vllm.max_mismatch",
+    "evaluate.bootstrap": "score.bootstrap",
+    "evaluate.confidence": "score.confidence",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from entrograd.pipeline.manifest import manifest, read_manifest
+from entrograd.pipeline.manifest import read_manifest
 from helpers.checkout import DIGITS, environment, fresh_clone, run
 
 OUTPUTS = [
@@ -38,6 +37,16 @@ OUTPUTS = [
     "results/benchmarks.json",
     "report",
 ]
+
+
+def stages(folder: Path) -> set[str]:
+    """The stages of the pipeline."""
+    return set(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])
+
+
+def ran(folder: Path, said: str) -> set[str]:
+    """The stages that DVC ran."""
+    return {name for name in stages(folder) if f"Running stage '{name}'" in said}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -73,7 +82,7 @@ def test_every_output_is_there_with_a_manifest_beside_it(clone: Path) -> None:
     assert trained["environment"]["resolved"]["dtype"] in (["bfloat16"], ["float32"])
     assert trained["execution"]["rollout"] == {"device": "auto", "shard_prompts": 4}
     timings = json.loads((clone / "results/timings.json").read_text())
-    assert len(timings) == 9
+    assert set(timings) == stages(clone)
 
 
 def test_summary_has_what_it_promises(clone: Path) -> None:
@@ -104,12 +113,8 @@ def test_a_second_run_does_nothing(clone: Path) -> None:
 def test_a_change_runs_only_what_it_touches(clone: Path) -> None:
     """An experiment with another method: trained and evaluated again, nothing before."""
     said = run(clone, "dvc", "exp", "run", "-S", "method.name=grpo", "-n", "other")
-    ran = {
-        name
-        for name in yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]
-        if f"Running stage '{name}'" in said
-    }
-    assert ran == {"method", "train_offline", "train_online", "evaluate", "report"}
+    trained = {"method", "train_offline", "train_online", "evaluate", "score", "report"}
+    assert ran(clone, said) == trained
     run(clone, "git", "checkout", "-q", "--", "params.yaml")
     run(clone, "dvc", "repro")  # from the run-cache: back to the first results
     diff = run(clone, "dvc", "metrics", "diff")
@@ -118,28 +123,39 @@ def test_a_change_runs_only_what_it_touches(clone: Path) -> None:
 
 def test_a_manifest_is_that_of_its_output_after_a_checkout(clone: Path) -> None:
     """DVC keeps both; a stage then takes the pipeline's own output for what it is."""
-    here = [name for name in OUTPUTS if name != "report"]
-    for name in here:
+    for name in OUTPUTS:
         path = clone / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         manifest(path).unlink()
     run(clone, "dvc", "checkout")
-    assert [name for name in here if read_manifest(clone / name) is None] == []
-    run(clone, sys.executable, "stages/method.py")
-    run(clone, "dvc", "exp", "run", "-S", "score.confidence=0.9", "-n", "narrow", "--temp")
-    run(clone, "dvc", "exp", "apply", "narrow")
-    narrow = read_manifest(clone / "results/summary.json")
-    assert narrow is not None
-    assert narrow["params"] == {"score": {"bootstrap": 200, "confidence": 0.9, "seed": 0}}
-    run(clone, "git", "checkout", "-q", "--", "params.yaml", "dvc.lock")
-    run(clone, "dvc", "checkout")
     assert [name for name in OUTPUTS if read_manifest(clone / name) is None] == []
+    run(clone, sys.executable, "stages/method.py")
+    run(clone, "dvc", "exp", "run", "-S", "score.confidence=0.9", "-n", "wide", "--temp")
+    run(clone, "dvc", "exp", "apply", "wide")
+    scored = read_manifest(clone / "results/summary.json")
+    assert scored is not None
+    assert scored["params"] == {"score": {"bootstrap": 200, "confidence": 0.9, "seed": 0}}
+    run(clone, "git", "checkout", "-q", "--", "params.yaml")
+    run(clone, "dvc", "repro")
+    assert [name for name in OUTPUTS if read_manifest(clone / name) is None] == []
+
+
+def test_another_confidence_samples_nothing_anew(clone: Path) -> None:
+    before = json.loads((clone / "results/summary.json").read_text())["base"]
+    said = run(clone, "dvc", "exp", "run", "-S", "score.confidence=0.5", "-n", "narrow")
+    assert ran(clone, said) == {"score", "report"}
+    after = json.loads((clone / "results/summary.json").read_text())["base"]
+    assert after["accuracy"] == before["accuracy"]
+    assert before["ci_low"] <= after["ci_low"] <= after["ci_high"] < before["ci_high"]
+    run(clone, "git", "checkout", "-q", "--", "params.yaml")
+    run(clone, "dvc", "repro")
 
 
 def test_two_full_runs_give_equal_hashes(clone: Path) -> None:
     before = hashes(clone)
     said = run(clone, "dvc", "repro", "--force")
-    assert said.count("Running stage") == 9
+    assert ran(clone, said) == stages(clone)
+    assert said.count("Running stage") == len(stages(clone))
     assert hashes(clone) == before
 
 

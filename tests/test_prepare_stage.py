@@ -215,7 +215,7 @@ def test_no_training_prompt_left(tmp_path: Path) -> None:
 
 def write_params(folder: Path, **sections: Any) -> None:
     path = write_jsonl(folder / "a.jsonl", sums(30))
-    names = ["rollout", "annotate", "train_offline", "train_online", "evaluate", "report"]
+    names = ["rollout", "annotate", "train_offline", "train_online", "evaluate", "score", "report"]
     whole: dict[str, Any] = {name: {} for name in names}
     whole |= {"method": {"name": "grpo"}, "base_model": {"reference": "path:model"}}
     whole["prepare"] = {"sources": [{"kind": "file", "path": path}]}

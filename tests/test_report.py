@@ -225,7 +225,7 @@ class TestPage:
         assert len(found) == len(set(found))
 
     def test_the_interval_is_named_by_its_confidence(self, files: Inputs, tmp_path: Path) -> None:
-        report(settings_of(evaluate={"confidence": 0.9}), files, tmp_path / "report")
+        report(settings_of(score={"confidence": 0.9}), files, tmp_path / "report")
         text = (tmp_path / "report" / "index.html").read_text()
         assert "90 % interval" in text
         assert "95 %" not in text
@@ -287,8 +287,9 @@ class TestThisRun:
 
     def test_a_page_without_training_claims_none(self, files: Inputs) -> None:
         run = read(SHIPPED, Params)
-        assert list(self.rows(files, run)) == ["Evaluation"]
-        assert set(yaml.safe_load(settings.whole(run, files.given))) == {"evaluate", "report"}
+        assert list(self.rows(files, run)) == ["Evaluation", "Scores"]
+        shown = set(yaml.safe_load(settings.whole(run, files.given)))
+        assert shown == {"evaluate", "score", "report"}
 
     def test_the_whole_of_it_is_a_params_file(self, all_files: Inputs) -> None:
         run = read(SHIPPED, Params)

@@ -71,7 +71,7 @@ def test_no_summary_is_an_error_with_its_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path) == 2
-    assert "summary.json: no such file; stage evaluate writes it" in capsys.readouterr().err
+    assert "summary.json: no such file; stage score writes it" in capsys.readouterr().err
 
 
 def test_imports_nothing_heavy(results: Path) -> None:

@@ -16,7 +16,7 @@ from entrograd.errors import InputError
 # The sections, in the pipeline's order.
 SECTIONS = (
     *("base_model", "prepare", "rollout", "annotate", "method"),
-    *("train_offline", "train_online", "evaluate", "report"),
+    *("train_offline", "train_online", "evaluate", "score", "report"),
 )
 
 # Marks a key that changes no result (or its rounding alone): params.yaml has it in section

@@ -30,7 +30,8 @@ def small_params(model: Path) -> dict[str, Any]:
     params["rollout"]["sampling"].update(max_new_tokens=2)
     params["train_offline"].update(epochs=1, prompts_per_update=8, optimizer={"lr": 0.003})
     params["train_online"].update(rounds=2, prompts_per_round=4, optimizer={"lr": 0.003})
-    params["evaluate"].update(heldout_problems=24, bootstrap=200)
+    params["evaluate"].update(heldout_problems=24)
+    params["score"].update(bootstrap=200)
     params["report"].update(samples=3)
     return params
 

@@ -25,5 +25,6 @@ method: {name: grpo}
 train_offline: {}
 train_online: {}
 evaluate: {}
+score: {}
 report: {}
 """

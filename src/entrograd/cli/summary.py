@@ -30,19 +30,19 @@ def run(given: argparse.Namespace) -> None:
 
 def summary(results: Path, report: Path, params_file: Path) -> str:
     """The text; InputError where no summary.json is in `results`."""
-    from entrograd.evaluate.params import EvaluateStage
+    from entrograd.evaluate.params import ScoreStage
     from entrograd.pipeline.rules import read
     from entrograd.report.tables import scores
     from entrograd.storage.files import read_json
 
     path = results / "summary.json"
     if not path.exists():
-        raise InputError(f"{path}: no such file; stage evaluate writes it: make run")
+        raise InputError(f"{path}: no such file; stage score writes it: make run")
     models, differences = scores(read_json(path), str(path))
     timings = results / "timings.json"
     interval = "interval"
     if params_file.exists():
-        interval = f"{100 * read(params_file, EvaluateStage).evaluate.confidence:g} % interval"
+        interval = f"{100 * read(params_file, ScoreStage).score.confidence:g} % interval"
     lines = [
         *_accuracies(models, differences, interval),
         *_seconds(read_json(timings) if timings.exists() else {}),

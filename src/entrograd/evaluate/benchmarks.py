@@ -13,12 +13,10 @@ from entrograd.data import sources
 from entrograd.data.params import PromptFormat
 from entrograd.data.prompt import render
 from entrograd.errors import InputError
-from entrograd.evaluate.params import Benchmark, EvaluateParams
+from entrograd.evaluate.params import HELDOUT, Benchmark, EvaluateParams
 from entrograd.rollout.params import Sampling
 from entrograd.storage.hashing import text_hash
 from entrograd.storage.tables import read_table
-
-HELDOUT = "heldout"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Accuracy of models on the held-out split and on benchmarks, every graded completion kept."""
+"""Completions of models on the held-out split and on benchmarks, sampled and graded."""
 
 from __future__ import annotations
 
@@ -11,24 +11,15 @@ from typing import TYPE_CHECKING
 
 from entrograd.data.prompt import encode
 from entrograd.errors import InputError
-from entrograd.evaluate.benchmarks import HELDOUT, Task, benchmark_task, grader_version, heldout
-from entrograd.evaluate.estimators import (
-    Interval,
-    all_alike,
-    average_at_n,
-    paired_difference,
-    problem_means,
-    wilson,
-)
+from entrograd.evaluate.benchmarks import Task, benchmark_task, grader_version, heldout
 from entrograd.evaluate.params import EvaluateParams
 from entrograd.models.load import load_model, load_tokenizer
 from entrograd.pipeline.progress import Progress, progress
 from entrograd.rewards.verify.grade import Grader, Item
 from entrograd.rollout.engine import Request
 from entrograd.rollout.transformers_engine import TransformersEngine
-from entrograd.storage.files import write_json
 from entrograd.storage.hashing import text_hash
-from entrograd.storage.tables import assemble, provenance, read_table, shard_name, write_table
+from entrograd.storage.tables import assemble, provenance, shard_name, write_table
 
 if TYPE_CHECKING:
     from entrograd.data.prompt import Tokenizer
@@ -41,18 +32,15 @@ def evaluate(
     models: Mapping[str, Path],
     prompts: Path | None,
     samples: Path,
-    summary: Path,
-    benchmarks: Path,
     resume: Path,
 ) -> str:
-    """Sample, grade and score every model on every task; returns the one-line result.
+    """Sample and grade every model on every task; returns the one-line result.
 
     Args:
-        models: name -> folder. The first is what the others' differences are taken from.
+        models: name -> folder. The first is the one that stage score compares the others with.
         prompts: the prompts table whose held-out rows are evaluated; None for benchmarks alone.
-        samples: folder of samples shards to write, one per model and task.
-        summary: JSON to write: the held-out scores by model, `X_minus_FIRST` the differences.
-        benchmarks: JSON to write: the same a benchmark, with its list's hash and the grader's.
+        samples: folder of samples shards to write, one per model and task, in that order; the
+            metadata of each says all of its task that stage score needs.
         resume: finished shards are kept here; a restarted run samples only what is missing.
 
     Raises InputError where there is nothing to evaluate, a list of problems is not the pinned one
@@ -67,31 +55,10 @@ def evaluate(
         for index, (model, task) in enumerate((m, t) for m in models for t in tasks)
     }
     _sample(section, models, tasks, shards)
-    rewards = {key: _rewards(shard, key) for key, shard in shards.items()}
-    names = list(models)
-    held = tasks[0] if prompts is not None else None
     assemble(resume, samples, [shard.name for shard in shards.values()])
-    write_json(summary, _summary(section, names, held, rewards))
-    named = tasks if held is None else tasks[1:]
-    write_json(
-        benchmarks, {task.name: _benchmark(section, names, task, shards, rewards) for task in named}
-    )
-    first = held or tasks[0]
-    scores = (
-        f"{name} {100 * score(section, first, rewards[name, first.name]).value:.1f} %"
-        for name in names
-    )
-    problems = len(first.problems)
-    more = f", and {len(tasks) - 1} more" if len(tasks) > 1 else ""
-    return f"{first.name}, {problems} problems: {', '.join(scores)}{more}"
-
-
-def score(section: EvaluateParams, task: Task, rewards: Sequence[Sequence[float]]) -> Interval:
-    """A model's accuracy on a task: Wilson for greedy completions, else avg@n."""
-    if task.sampling.temperature == 0:
-        correct = sum(samples[0] >= 1 for samples in rewards)
-        return wilson(correct, len(rewards), section.confidence)
-    return average_at_n(rewards, section.bootstrap, section.confidence, section.seed)
+    asked = ", ".join(f"{task.name} ({len(task.problems)} problems)" for task in tasks)
+    completions = len(models) * sum(task.completions for task in tasks)
+    return f"{completions} completions sampled and graded: {', '.join(models)} on {asked}"
 
 
 # --- sampling and grading --------------------------------------------------------------------
@@ -125,10 +92,16 @@ def _sample(
                     model=name,
                     policy_version=engine.policy_version,
                     chat_template_sha256=_template_hash(tokenizer),
+                    benchmark=task.name,
+                    list_sha256=task.list_sha256,
+                    problems=len(task.problems),
+                    prompt=task.prompt and task.prompt.model_dump(),
+                    n=task.n,
                     sampling=task.sampling.model_dump(),
                     seed=section.seed,
-                    list_sha256=task.list_sha256,
+                    dtype=section.dtype,
                     grader=grader_version(),
+                    extraction=section.grader.extraction,
                 )
             del engine, model
             gc.collect()
@@ -193,100 +166,3 @@ def _template_hash(tokenizer: Tokenizer) -> str | None:
     """Of what turns messages into a prompt: it lies beside the weights, not in them."""
     template = getattr(tokenizer, "chat_template", None)
     return text_hash(template) if isinstance(template, str) else None
-
-
-def _rewards(shard: Path, key: tuple[str, str]) -> list[list[float]]:
-    """The rewards of each problem's samples, problems in the list's order."""
-    table = read_table(shard, "samples").select(["model", "benchmark", "problem_id", "reward"])
-    found: dict[str, list[float]] = {}
-    for row in table.to_pylist():
-        assert (row["model"], row["benchmark"]) == key
-        found.setdefault(row["problem_id"], []).append(row["reward"])
-    return list(found.values())
-
-
-# --- scores ----------------------------------------------------------------------------------
-
-
-def _summary(
-    section: EvaluateParams,
-    names: Sequence[str],
-    held: Task | None,
-    rewards: Mapping[tuple[str, str], Sequence[Sequence[float]]],
-) -> dict[str, object]:
-    if held is None:
-        return {}
-    models = {name: score(section, held, rewards[name, HELDOUT]) for name in names}
-    return {
-        **{name: {"n": len(held.problems), **_accuracy(found)} for name, found in models.items()},
-        **_differences(section, names, HELDOUT, rewards),
-    }
-
-
-def _benchmark(
-    section: EvaluateParams,
-    names: Sequence[str],
-    task: Task,
-    shards: Mapping[tuple[str, str], Path],
-    rewards: Mapping[tuple[str, str], Sequence[Sequence[float]]],
-) -> dict[str, object]:
-    """A benchmark's entry: every model's score, and all it takes to get it again: what was asked
-    of which weights, and how it was sampled and graded."""
-    models = {}
-    for name in names:
-        shard = shards[name, task.name]
-        statuses = read_table(shard, "samples").column("reward_status")
-        origin = provenance(shard)
-        models[name] = {
-            **_accuracy(score(section, task, rewards[name, task.name])),
-            "reward_status": dict(Counter(statuses.to_pylist())),
-            "policy_version": origin["policy_version"],
-            "chat_template_sha256": origin["chat_template_sha256"],
-        }
-    return {
-        "problems": len(task.problems),
-        "list_sha256": task.list_sha256,
-        "prompt": task.prompt and task.prompt.model_dump(),
-        "n": task.n,
-        **task.sampling.model_dump(),
-        "seed": section.seed,
-        "dtype": section.dtype,
-        "grader": grader_version(),
-        "extraction": section.grader.extraction,
-        "bootstrap": section.bootstrap,
-        "confidence": section.confidence,
-        "models": models,
-        "differences": _differences(section, names, task.name, rewards),
-    }
-
-
-def _accuracy(interval: Interval) -> dict[str, float]:
-    return {"accuracy": interval.value, "ci_low": interval.low, "ci_high": interval.high}
-
-
-def _differences(
-    section: EvaluateParams,
-    names: Sequence[str],
-    task: str,
-    rewards: Mapping[tuple[str, str], Sequence[Sequence[float]]],
-) -> dict[str, dict[str, float]]:
-    """`X_minus_FIRST` for every model but the first."""
-    first, found = names[0], {}
-    before = problem_means(rewards[first, task])
-    for name in names[1:]:
-        after = problem_means(rewards[name, task])
-        if all_alike(before, after):
-            log.warning(
-                "%s - %s on %s: all %d differences are equal, so the bootstrap interval of their "
-                "mean has no width and says nothing; evaluate more or harder problems",
-                *(name, first, task, len(before)),
-            )
-        interval = paired_difference(
-            before, after, section.bootstrap, section.confidence, section.seed
-        )
-        found[f"{name}_minus_{first}"] = {
-            "diff": interval.value,
-            "ci_low": interval.low,
-            "ci_high": interval.high,
-        }
-    return found

@@ -1,4 +1,4 @@
-"""Section evaluate of params.yaml."""
+"""Sections evaluate and score of params.yaml."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from entrograd.data.params import FileSource, HubSource, PromptFormat
 from entrograd.params import Device, DType, Execution, Positive, Section
 from entrograd.rewards.params import GraderParams
 from entrograd.rollout.params import Sampling
+
+HELDOUT = "heldout"  # the name of the held-out split among benchmarks
 
 
 class Benchmark(Section):
@@ -31,14 +33,12 @@ class Benchmark(Section):
 
 
 class EvaluateParams(Section):
-    """Stage evaluate: greedy accuracy on the held-out split, then the benchmarks."""
+    """Stage evaluate: greedy completions of the held-out split, then the benchmarks."""
 
     heldout_problems: Positive | None = None
     max_new_tokens: Positive = 256
     stop: list[str] = []
     benchmarks: list[Benchmark] = []
-    bootstrap: Positive = 10_000
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: int = 0
     grader: GraderParams = GraderParams()
     token_budget: Annotated[Positive, Execution] = 32768
@@ -57,3 +57,18 @@ class EvaluateStage(Section):
     """What stage evaluate reads."""
 
     evaluate: EvaluateParams
+
+
+class ScoreParams(Section):
+    """Stage score: intervals that hold at `confidence`. `bootstrap`: how often the problems are
+    resampled, by a generator seeded with `seed`, where an interval is no Wilson interval."""
+
+    bootstrap: Positive = 10_000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seed: int = 0
+
+
+class ScoreStage(Section):
+    """What stage score reads."""
+
+    score: ScoreParams

@@ -35,6 +35,8 @@ RENAMED = {
     "train_online.mismatch.correction": "train_online.mismatch.importance_sampling",
     "train_online.mismatch.correction_level": "train_online.mismatch.importance_sampling_level",
     "train_online.mismatch.correction_cap": "train_online.mismatch.importance_sampling_cap",
+    "evaluate.bootstrap": "score.bootstrap",
+    "evaluate.confidence": "score.confidence",
     "*.checkpoint.every_steps": "*.checkpoint.every_updates",
     "*.checkpoint.max_share": "execution.*.checkpoint.max_fraction",
     "*.optimizer.warmup_steps": "*.optimizer.warmup_updates",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from entrograd.annotate.params import AnnotateParams
 from entrograd.data.params import PrepareParams
-from entrograd.evaluate.params import EvaluateParams
+from entrograd.evaluate.params import EvaluateParams, ScoreParams
 from entrograd.methods.params import MethodParams
 from entrograd.models.params import BaseModelParams
 from entrograd.report.params import ReportParams
@@ -23,4 +23,5 @@ class Params(TrainOnlineStage):
     train_offline: TrainOfflineParams
     train_online: TrainOnlineParams
     evaluate: EvaluateParams
+    score: ScoreParams
     report: ReportParams

@@ -96,7 +96,7 @@ def render(run: Params, inputs: Inputs) -> str:
     )
     return environment.get_template("page.html.jinja").render(
         title=run.report.title,
-        interval=f"{100 * run.evaluate.confidence:g} % interval",
+        interval=f"{100 * run.score.confidence:g} % interval",
         models=models,
         colours={m.name: plots.colour(i) for i, m in enumerate(models)},
         differences=differences,

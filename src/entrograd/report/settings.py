@@ -41,8 +41,9 @@ TOPICS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
         "Evaluation",
         (),
         "evaluate",
-        "heldout_problems max_new_tokens stop seed grader.extraction bootstrap confidence",
+        "heldout_problems max_new_tokens stop seed grader.extraction",
     ),
+    ("Scores", (), "score", ""),
 )
 
 

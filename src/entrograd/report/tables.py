@@ -109,7 +109,7 @@ def scores(summary: Mapping[str, Any], where: str) -> tuple[list[Score], list[Sc
             score = Score(name, value, float(entry["ci_low"]), float(entry["ci_high"]))
         except (KeyError, TypeError, ValueError):
             raise InputError(
-                f"{where}: {name}: expected accuracy or diff, ci_low and ci_high; stage evaluate "
+                f"{where}: {name}: expected accuracy or diff, ci_low and ci_high; stage score "
                 "writes them"
             ) from None
         if "accuracy" in entry:
@@ -138,7 +138,7 @@ class BenchmarkScores:
 
 
 def benchmark_scores(benchmarks: Mapping[str, Any], where: str) -> list[BenchmarkScores]:
-    """One block per benchmark, by name; InputError where an entry is not as evaluate writes it."""
+    """One block per benchmark, by name; InputError where an entry is not as score writes it."""
     blocks = []
     for name, entry in benchmarks.items():
         try:

@@ -22,15 +22,21 @@ from entrograd.storage.hashing import sha256
 class Provenance(TypedDict, total=False):
     """What a table says of its origin; which keys, its stage decides."""
 
-    sampling: dict[str, Any]  # section rollout.sampling
+    sampling: dict[str, Any]  # as section rollout.sampling
     engine: str
     annotate: dict[str, str]  # grader and model
     model: str
     policy_version: str
     chat_template_sha256: str | None
     seed: int
+    dtype: str
+    benchmark: str
     list_sha256: str
+    problems: int
+    prompt: dict[str, Any] | None  # section evaluate.benchmarks[].prompt
+    n: int
     grader: str
+    extraction: list[str]
 
 
 ROWS = 10_000  # made into Arrow at once
