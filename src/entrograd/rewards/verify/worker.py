@@ -10,16 +10,16 @@ import cmath
 import contextlib
 import functools
 import logging
-from typing import Any
+from collections.abc import Callable
 
-from entrograd.rewards.sandbox import serve
+from entrograd.rewards.sandbox_worker import serve
 from entrograd.rewards.verify.latex import point
 from entrograd.rewards.verify.numbers import read_number
 from entrograd.rewards.verify.values import Values, apart
 
 
 @functools.cache
-def _parser() -> Any:
+def _parser() -> Callable[[str], list[object]]:
     """LaTeX alone: math-verify's parser of plain expressions would evaluate them as Python, and
     its search for anything readable would take a number out of the middle of an answer."""
     from latex2sympy2_extended import NormalizationConfig
@@ -100,6 +100,10 @@ def symbolically_equal(gold: str, answer: str) -> bool:
     )
 
 
+def _answer(pair: tuple[str, str]) -> bool:
+    return symbolically_equal(*pair)
+
+
 def _prepare() -> None:
     """Import everything and let the parser meet its grammar once: forks inherit both."""
     logging.disable(logging.CRITICAL)
@@ -119,4 +123,4 @@ _GRAMMAR = [
 
 
 if __name__ == "__main__":
-    serve(lambda pair: symbolically_equal(pair[0], pair[1]), _prepare)
+    serve(_answer, _prepare)
