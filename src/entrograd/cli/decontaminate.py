@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 from entrograd.errors import InputError
+
+if TYPE_CHECKING:
+    from entrograd.data.decontaminate import Report
 
 HELP = "training problems that overlap benchmarks"
 
@@ -57,7 +60,7 @@ def run(given: argparse.Namespace) -> None:
     print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else _as_text(report))
 
 
-def _as_text(report: dict[str, Any]) -> str:
+def _as_text(report: Report) -> str:
     from entrograd.data.decontaminate import KINDS
 
     lines = [f"{report['overlapping_rows']} of {report['train_rows']} training rows overlap"]

@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from entrograd.data.normalise import normalise
 
@@ -38,6 +38,29 @@ class Match:
     benchmark_row: int  # index into the benchmark's problems
     kind: str  # one of KINDS
     share: float  # of the sequences of the training problem (ngram) or the benchmark's
+
+
+class Example(TypedDict):
+    """An overlap, for a reader; rows count from 1."""
+
+    benchmark: str
+    kind: str
+    share: float
+    train_row: int | str
+    train_problem: str
+    benchmark_row: int
+    benchmark_problem: str
+
+
+class Report(TypedDict):
+    """What was found, ready for JSON."""
+
+    ngram: int
+    share: float
+    train_rows: int
+    overlapping_rows: int
+    by_benchmark: dict[str, dict[str, int]]  # `rows` are training rows that overlap it
+    examples: list[Example]
 
 
 class Index:
@@ -143,7 +166,7 @@ def report(
     ngram: int,
     share: float,
     places: Sequence[str] | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Counts and examples of what `find_overlaps` found, ready for JSON.
 
     `rows` of a benchmark are training rows that overlap it. Rows count from 1; `places` says
@@ -158,7 +181,7 @@ def report(
         }
         for name, matches in found.items()
     }
-    examples = [
+    examples: list[Example] = [
         {
             "benchmark": name,
             "kind": match.kind,

@@ -6,10 +6,17 @@ import difflib
 import warnings
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
-from typing import Any
+from typing import Protocol
 
 from entrograd.data.params import ReasoningGymSource
 from entrograd.errors import InputError, extra
+
+
+class Dataset(Protocol):
+    """What is used of a data set of reasoning-gym."""
+
+    def __getitem__(self, index: int, /) -> dict[str, object]:
+        """An entry."""
 
 
 def generate(source: ReasoningGymSource) -> Iterator[dict[str, object]]:
@@ -33,7 +40,7 @@ def generate(source: ReasoningGymSource) -> Iterator[dict[str, object]]:
     return _entries(source, dataset)
 
 
-def _configure(source: ReasoningGymSource, config_class: type) -> Any:
+def _configure(source: ReasoningGymSource, config_class: type) -> object:
     known = {field.name: field for field in fields(config_class)}
     allowed = sorted(set(known) - {"seed", "size"})
     for key in source.config:
@@ -66,7 +73,7 @@ def _as_default(value: object, field: Field[object]) -> object:
     return value
 
 
-def _entries(source: ReasoningGymSource, dataset: Any) -> Iterator[dict[str, object]]:
+def _entries(source: ReasoningGymSource, dataset: Dataset) -> Iterator[dict[str, object]]:
     for index in range(source.size):
         try:
             entry = dataset[index]

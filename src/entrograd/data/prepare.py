@@ -131,7 +131,7 @@ def _overlaps(
     heldout: Sequence[Row],
     benchmarks: dict[str, list[str]],
     params: PrepareParams,
-) -> tuple[set[Row], dict[str, object]]:
+) -> tuple[set[Row], decontaminate.Report]:
     against = {**benchmarks, HELDOUT: [row.problem for row in heldout]}
     problems = [row.problem for row in train]
     bounds = params.decontaminate.ngram, params.decontaminate.fraction
@@ -157,7 +157,7 @@ def _summary(
     params: PrepareParams,
     counts: Counter[tuple[str, str]],
     rejects: Sequence[Reject],
-    report: dict[str, object],
+    report: decontaminate.Report,
 ) -> dict[str, object]:
     names = [name for name, _ in _named(params.sources)]
     return {

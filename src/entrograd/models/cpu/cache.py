@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
+    from entrograd.models.prefix import Prefix
+
 CHUNK = 64  # places a buffer grows by
 
 
@@ -75,8 +77,8 @@ class RowCache(Cache):
         self.width = 0
         self._places: dict[tuple[int, ...], Tensor] = {}  # of this step
 
-    def append(self, prefix: Any, rows: Tensor) -> None:
-        """New rows, each a copy of the computed prompt (models.prefix.Prefix) at `rows`."""
+    def append(self, prefix: Prefix, rows: Tensor) -> None:
+        """New rows, each a copy of the computed prompt at `rows`."""
         old, count = len(self.lengths), len(rows)
         self.lengths = torch.cat([self.lengths, prefix.lengths[rows]])
         places = prefix.mask.shape[1]
