@@ -33,8 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.fraction,
         metavar="F",
-        help="share of a training problem's sequences that must stand in one benchmark problem, or "
-        "of that one's in it (%(default)s)",
+        help="fraction of a training problem's sequences that must occur in one benchmark problem, "
+        "or of that one's in it (%(default)s)",
     )
     parser.add_argument("--column", default="problem", help="the problems' column (%(default)s)")
     parser.add_argument("--json", action="store_true", help="the whole report as JSON")
@@ -49,7 +49,7 @@ def run(given: argparse.Namespace) -> None:
     if given.ngram < 1:
         raise InputError(f"--ngram {given.ngram}: give a number of words, at least 1")
     if not 0 <= given.fraction <= 1:
-        raise InputError(f"--fraction {given.fraction}: give a share from 0 to 1")
+        raise InputError(f"--fraction {given.fraction}: give a fraction from 0 to 1")
     bounds = given.ngram, given.fraction
     train = read_problems(given.train, given.column)
     benchmarks = {
@@ -69,7 +69,7 @@ def _as_text(report: Report) -> str:
         lines.append(f"  {name}: {counts['rows']} ({found}) of {counts['benchmark_rows']} problems")
     for example in report["examples"]:
         kind = KINDS[example["kind"]]
-        lines.append(f"{example['benchmark']}, {kind}, share {example['share']:.2f}:")
+        lines.append(f"{example['benchmark']}, {kind}, fraction {example['share']:.2f}:")
         lines.append(f"  training row {example['train_row']}: {example['train_problem']!r}")
         lines.append(f"  its row {example['benchmark_row']}: {example['benchmark_problem']!r}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ class Dataset(Protocol):
 def generate(source: ReasoningGymSource) -> Iterator[dict[str, object]]:
     """Each of `source.size` entries; equal seeds give equal entries.
 
-    Raises InputError where the task is unknown, its config is refused, an entry can't be made, or
+    Raises InputError if the task is unknown, its config is refused, an entry can't be made, or
     the field named by `source.problem` is not in the first entry.
     """
     with warnings.catch_warnings():
@@ -62,7 +62,7 @@ def _configure(source: ReasoningGymSource, config_class: type) -> object:
 
 
 def _as_default(value: object, field: Field[object]) -> object:
-    """YAML knows lists only: a list becomes a tuple where the field's default has one."""
+    """YAML knows lists only: a list becomes a tuple if the field's default has one."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     if not isinstance(value, list):
         return value

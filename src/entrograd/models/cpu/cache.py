@@ -1,4 +1,4 @@
-"""The key-value cache of one decoding step: a row a running completion, each with its own length.
+"""The key-value cache of a decoding step: one row per running completion, each of its own length.
 
 The states live in buffers with room to spare: a step writes one place per row and copies nothing
 else, a finished row is overwritten by the last one, and waiting prompts enter at any time.
@@ -167,6 +167,6 @@ AttentionInterface.register("entrograd_grouped", grouped_attention)
 
 
 def grouped_decoding(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """The model's attention is `grouped_attention`, where it calls one through transformers'
-    interface as plain softmax attention does."""
+    """The model's attention is `grouped_attention`, if it calls attention through transformers'
+    interface, as plain softmax attention does."""
     return implementation(model, "entrograd_grouped") if fused(model) else nullcontext()

@@ -108,8 +108,8 @@ def _plain(module: object) -> TypeGuard[Linear]:
 
 
 def _joint(module: Module) -> Iterator[list[Linear]]:
-    """Its layers, a list for each of `JOINT`, where oneDNN multiplies them (elsewhere the weights
-    put together would be a second copy)."""
+    """Its layers, a list for each of `JOINT`, if oneDNN multiplies them (otherwise the joined
+    weights would be a second copy)."""
     for names in JOINT:
         found = (getattr(module, name, None) for name in names)
         layers = [layer for layer in found if _plain(layer)]

@@ -1,4 +1,4 @@
-r"""The process that compares answers symbolically with math-verify, one pair a request.
+r"""The process that compares answers symbolically with math-verify, one pair per request.
 
 Run as `python -m entrograd.rewards.verify.worker MEMORY_MB SECONDS` by the sandbox, whose limits
 replace math-verify's own: those are exceptions, which code that catches all of them swallows.
@@ -56,9 +56,9 @@ def _values(latex: str) -> Values | None:
     if number is not None and number.unit is None and not number.percent:
         with contextlib.suppress(OverflowError):
             return Values((complex(number.value),))
-    found = _parsed(latex)
-    equation = bool(found) and is_equation(found[0])
-    side = take_last_relation(found[0]).rhs if equation else found[0] if found else None
+    parsed = _parsed(latex)
+    equation = bool(parsed) and is_equation(parsed[0])
+    side = take_last_relation(parsed[0]).rhs if equation else parsed[0] if parsed else None
     value = _value(side)
     return None if value is None else Values((value,), (latex,) if equation else ())
 
@@ -105,7 +105,7 @@ def _answer(pair: tuple[str, str]) -> bool:
 
 
 def _prepare() -> None:
-    """Import everything and let the parser meet its grammar once: forks inherit both."""
+    """Import everything and parse some of everything once: forks inherit what that loads."""
     logging.disable(logging.CRITICAL)
     for gold, answer in _GRAMMAR:
         with contextlib.suppress(Exception):  # a process without it works as well, only slower
