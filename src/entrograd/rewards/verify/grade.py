@@ -1,4 +1,4 @@
-"""Rewards: 1 if the final answer of a completion is accepted, else 0, and how comparing it ended."""
+"""Rewards: 1 if a final answer is one of the accepted ones, else 0, and how comparing it ended."""
 
 from __future__ import annotations
 
