@@ -77,12 +77,14 @@ class NoText:
 
     eos_token_id = None
 
-    def decode(self, *_: Any, **__: Any) -> str:
+    def decode(self, *_: object, **__: object) -> str:
         """No text."""
         return ""
 
 
-def build(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Optimizer]:
+def build(
+    shape: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Qwen2ForCausalLM, Optimizer]:
     """A model of random weights and its optimiser, with float32 masters."""
     vocabulary, width, hidden, layers, heads, kv = SHAPES[shape]
     config = Qwen2Config(
@@ -109,7 +111,7 @@ def build(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Op
 
 
 def rewards(completions: list[list[int]]) -> list[float]:
-    """The share of odd tokens: no two completions are likely to have the same."""
+    """The fraction of odd tokens: no two completions are likely to have the same."""
     return [sum(i % 2 for i in ids) / len(ids) for ids in completions]
 
 
@@ -124,9 +126,10 @@ def loss(logprobs: Tensor, old: Tensor, advantage: Tensor, total: int) -> Tensor
     return clipped((logprobs - old).exp(), advantage[:, None], 0.2, 0.2).mean(-1).sum() / total
 
 
-def ours(model: Any, optimizer: Optimizer, task: Task) -> Callable[[Clock], None]:
+def ours(model: Qwen2ForCausalLM, optimizer: Optimizer, task: Task) -> Callable[[Clock], None]:
     """The engine, then scoring with the graph kept, then the update."""
-    engine = TransformersEngine(model, NoText(), task.token_budget * 4)
+    tokenizer: Any = NoText()
+    engine = TransformersEngine(model, tokenizer, task.token_budget * 4)
     settings: Any = SimpleNamespace(
         temperature=1.0, token_budget=task.token_budget, share_prompts=None
     )

@@ -40,7 +40,7 @@ GOALS = {"200/32/8": 8.0, "40/128/8": 3.0}
 class Side:
     """A process that makes one step a turn."""
 
-    def __init__(self, python: str, script: str, options: dict[str, Any]) -> None:
+    def __init__(self, python: str, script: str, options: dict[str, object]) -> None:
         self.script = script
         self.process = subprocess.Popen(
             [python, str(HERE / script), json.dumps(options)],

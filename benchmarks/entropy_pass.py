@@ -22,15 +22,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from entrograd.models.forward import batches, completion_logprobs
 from entrograd.models.load import load_model
 from entrograd.models.prefix import pad
 from entrograd.storage.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SETS = {"groups": (1, 8), "single": (4, 1)}  # prompts, completions per prompt; times --scale
 PROMPT, SHORTEST, LONGEST = 96, 16, 256
@@ -51,18 +55,24 @@ def completions(name: str, vocabulary: int, scale: int) -> Data:
     )
 
 
-def ours(model: Any, prompts: list[list[int]], texts: list[list[int]]) -> tuple[Any, Any]:
+def ours(
+    model: PreTrainedModel, prompts: list[list[int]], texts: list[list[int]]
+) -> tuple[Tensor, Tensor]:
     """The library's pass."""
     return completion_logprobs(model, prompts, texts, 1.0)
 
 
-def bare(model: Any, prompts: list[list[int]], texts: list[list[int]]) -> tuple[Any, Any, Any]:
+def bare(
+    model: PreTrainedModel, prompts: list[list[int]], texts: list[list[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, mask and logits of whole sequences."""
     ids, mask = pad([[*p, *c] for p, c in zip(prompts, texts, strict=True)], model.device)
     return ids, mask, model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
 
 
-def plain(model: Any, prompts: list[list[int]], texts: list[list[int]]) -> tuple[Any, Any]:
+def plain(
+    model: PreTrainedModel, prompts: list[list[int]], texts: list[list[int]]
+) -> tuple[Tensor, Tensor]:
     """Logprobs and entropies out of full logits, as one writes it down."""
     ids, mask, logits = bare(model, prompts, texts)
     table = logits[:, :-1].float().log_softmax(-1)
@@ -74,10 +84,10 @@ def plain(model: Any, prompts: list[list[int]], texts: list[list[int]]) -> tuple
     return logprobs[wanted], entropies[wanted]
 
 
-SIDES: dict[str, Callable[..., Any]] = {"ours": ours, "plain": plain, "bare": bare}
+SIDES: dict[str, Callable[..., tuple[Tensor, ...]]] = {"ours": ours, "plain": plain, "bare": bare}
 
 
-def run(side: str, model: Any, data: Data, budget: int) -> float:
+def run(side: str, model: PreTrainedModel, data: Data, budget: int) -> float:
     """Seconds of all batches of `data` on one side."""
     prompts, texts = data
     start = time.perf_counter()
@@ -87,7 +97,7 @@ def run(side: str, model: Any, data: Data, budget: int) -> float:
     return time.perf_counter() - start
 
 
-def check_equal(model: Any, data: Data) -> float:
+def check_equal(model: PreTrainedModel, data: Data) -> float:
     """The largest difference between ours and plain, over a few completions."""
     with torch.inference_mode():
         few = data[0][:4], data[1][:4]
@@ -95,7 +105,7 @@ def check_equal(model: Any, data: Data) -> float:
         return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def peak(side: str, model: Any, data: Data, budget: int) -> float:
+def peak(side: str, model: PreTrainedModel, data: Data, budget: int) -> float:
     """MiB this process held at most while running, beyond what it held before (Linux); a small run
     before it warms what libraries keep for good."""
     run(side, model, (data[0][:1], [data[1][0][:16]]), budget)

@@ -168,7 +168,7 @@ def padded(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def by_trl(
-    fixed: Fixed, model: LlamaForCausalLM, reference: LlamaForCausalLM, options: dict[str, Any]
+    fixed: Fixed, model: LlamaForCausalLM, reference: LlamaForCausalLM, options: dict[str, object]
 ) -> tuple[float, Tensor, dict[str, Tensor]]:
     """Loss, gradient and the inputs of TRL's loss."""
     corrected = any(key.startswith(VLLM) for key in options)
@@ -178,7 +178,7 @@ def by_trl(
     sampling = (old + fixed.sampling_noise) * fixed.mask
     lengths = fixed.mask.sum(-1).tolist()
 
-    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:  # noqa: ARG001
+    def rollout(prompts: list[str], trainer: object) -> dict[str, object]:  # noqa: ARG001
         logprobs = [row[:n].tolist() for row, n in zip(sampling, lengths, strict=True)]
         return {
             "prompt_ids": fixed.prompt_ids,
@@ -186,7 +186,7 @@ def by_trl(
             "logprobs": logprobs,
         }
 
-    def reward(completions: list[str], **_: Any) -> list[float]:
+    def reward(completions: list[str], **_: object) -> list[float]:
         assert len(completions) == len(fixed.rewards)
         return fixed.rewards.tolist()
 
@@ -230,7 +230,7 @@ def by_entrograd(
     fixed: Fixed,
     model: LlamaForCausalLM,
     reference: LlamaForCausalLM,
-    section: dict[str, Any],
+    section: dict[str, object],
     given: dict[str, Tensor],
 ) -> tuple[float, Tensor]:
     """Loss and gradient of this package, in two micro-batches."""

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from entrograd.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
@@ -30,10 +31,15 @@ from entrograd.rollout.engines import open_engine
 from entrograd.rollout.params import RolloutParams, Sampling
 from entrograd.storage.files import write_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from entrograd.rollout.engine import Engine
+
 PROMPTS, SAMPLES, SHORTEST, LONGEST = 16, 8, 16, 256
 
 
-def prompts(tokenizer: Any) -> list[tuple[int, ...]]:
+def prompts(tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, ...]]:
     """Few-shot sums, as the pipeline's default prompts are."""
     texts = [f"4 - 1 = 3\n7 + 5 = 12\n{3 + i} + {i % 7 + 2} = " for i in range(PROMPTS)]
     return [tuple(tokenizer(text)["input_ids"]) for text in texts]
@@ -52,11 +58,11 @@ class Lengths(StoppingCriteria):
     def __init__(self, width: int, new: Sequence[int]) -> None:
         self.ends = width + torch.tensor(new)
 
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002
-        return input_ids.shape[1] >= self.ends.to(input_ids.device)
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:  # noqa: ARG002
+        return self.ends.to(input_ids.device) <= input_ids.shape[1]
 
 
-def generate(model: Any, tokenizer: Any, longest: int) -> Callable[[], int]:
+def generate(model: Any, tokenizer: PreTrainedTokenizerBase, longest: int) -> Callable[[], int]:
     """One call of transformers' generate; returns how many tokens were asked for."""
     rows = [ids for ids in prompts(tokenizer) for _ in range(SAMPLES)]
     width = max(len(ids) for ids in rows)
@@ -83,7 +89,9 @@ def generate(model: Any, tokenizer: Any, longest: int) -> Callable[[], int]:
     return call
 
 
-def engine_call(engine: Any, tokenizer: Any, longest: int) -> Callable[[], int]:
+def engine_call(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, longest: int
+) -> Callable[[], int]:
     """One call of an engine of ours on the same requests."""
     new = lengths(longest)
     requests = [
@@ -115,7 +123,7 @@ def main() -> int:
     options.dtype = str(dtype).removeprefix("torch.")
     model = load_model(folder, options.dtype, "auto")
 
-    def opened(name: str) -> Any:
+    def opened(name: str) -> Engine:
         block = {"engine": name, "dtype": options.dtype, "token_budget": 1 << 16}
         return open_engine(check(RolloutParams, block, "rollout"), folder, model)
 

@@ -7,7 +7,6 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +53,7 @@ def main() -> None:
         ]
         marks = [(time.perf_counter(), time.process_time())]
 
-        def mark(marks: Any = marks) -> None:
+        def mark(marks: list[tuple[float, float]] = marks) -> None:
             marks.append((time.perf_counter(), time.process_time()))
 
         completions = engine.generate(requests, sampling, number)

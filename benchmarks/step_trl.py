@@ -32,13 +32,13 @@ class Timed(GRPOTrainer):
 
     spent: dict[str, tuple[float, float]]
 
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate(self, *args: object, **kwargs: object) -> object:
         start = _now()
         result = super()._generate(*args, **kwargs)
         self.spent["generation"] = _since(start)
         return result
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
+    def _generate_and_score_completions(self, inputs: object) -> object:
         start = _now()
         result = super()._generate_and_score_completions(inputs)
         both = _since(start)
@@ -53,16 +53,16 @@ class Turns(TrainerCallback):
         self.trainer: Any = None
         self.start = (0.0, 0.0)
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, *_: object, **__: object) -> None:
         print("ready", flush=True)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_step_begin(self, *_: object, **__: object) -> None:
         if not sys.stdin.readline():
             os._exit(0)  # no further turn: the trainer has no way to stop before a step
         self.trainer.spent = {}
         self.start = _now()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_step_end(self, *_: object, **__: object) -> None:
         spent, total = self.trainer.spent, _since(self.start)
         spent["update"] = _minus(_minus(total, spent["generation"]), spent["scoring"])
         lengths = self.trainer._metrics["train"]["completions/mean_length"]
@@ -86,7 +86,7 @@ def main() -> None:
     for text in options["texts"]:
         assert len(tokenizer(text)["input_ids"]) == options["prompt"]
 
-    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def reward(completion_ids: list[list[int]], **_: object) -> list[float]:
         return [sum(i % 2 for i in ids) / len(ids) for ids in completion_ids]
 
     turns = Turns()

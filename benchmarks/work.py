@@ -5,9 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+Tokens = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,9 @@ class Work:
     flops: float
 
 
-def step_work(model: Any, prompts: Sequence[Any], completions: Sequence[Any]) -> Work:
+def step_work(
+    model: PreTrainedModel, prompts: Sequence[Tokens], completions: Sequence[Tokens]
+) -> Work:
     """The work of one update on completions [B] of prompts [B], equal prompts counted once."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight

@@ -35,7 +35,7 @@ class UnknownStage(DvcError):
 
 
 class StageFailed(DvcError):
-    """The stage itself failed: a user's mistake (exit code 2) or a defect. Again would not help."""
+    """The stage itself failed: a user's mistake (exit code 2) or a defect. It would fail again."""
 
 
 class StageInterrupted(DvcError):
@@ -156,7 +156,7 @@ class Project:
         code, tail = self._run(stage, command, timeout, read)
         if code != 0:
             raise _failure(stage, code, tail)
-        # Skipped and cached are claimed on DVC's own words only.
+        # A stage counts as skipped or cached only if DVC says so.
         return Outcome(stage, state or State.RAN, time.monotonic() - start)
 
     def call(

@@ -87,7 +87,7 @@ def pipeline(
     """Bring the pipeline up to date, as `dvc repro` does.
 
     Args:
-        targets: stages to bring up to date with everything they need; all where empty.
+        targets: stages to bring up to date with everything they need; all if empty.
         force: run every one of them, changed or not.
         stage_timeout_minutes: a stage that takes longer is ended and fails.
     """
@@ -106,7 +106,7 @@ def pipeline(
             )
         for future in futures.values():
             future.wait()
-    except BaseException:  # cancelled, interrupted: the stages' threads are not told
+    except BaseException:  # cancelled, interrupted: the stages' threads do not hear of it
         project.stop()
         raise
     states = {stage: future.state for stage, future in futures.items()}
@@ -132,7 +132,7 @@ def publish(states: Mapping[str, State[dvc.Outcome]]) -> None:
 
 
 def stage_rows(states: Mapping[str, State[dvc.Outcome]]) -> list[dict[str, str | float | None]]:
-    """One row per stage: name, state, seconds (None where it did not succeed)."""
+    """One row per stage: name, state, seconds (None if it did not succeed)."""
     rows: list[dict[str, str | float | None]] = []
     for stage, state in states.items():
         seconds = round(state.result().seconds, 2) if state.is_completed() else None
@@ -167,7 +167,7 @@ def outcome_line(outcome: dvc.Outcome) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the flow, a line a stage; 0, 1 where a stage failed, 2 for a user's mistake."""
+    """Run the flow, one line per stage; 0, 1 if a stage failed, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=__doc__)
     parser.add_argument(
         "--stage",
@@ -214,7 +214,7 @@ def any_server() -> Iterator[None]:
 
 
 def quiet(verbose: bool) -> None:
-    """Of Prefect's log show only warnings, none of a run's own: this command words those."""
+    """Show only warnings of Prefect's log, and none of a run's own: this command says those."""
 
     def shown(record: logging.LogRecord) -> bool:
         run = record.name.startswith(("prefect.task_runs", "prefect.flow_runs"))

@@ -33,7 +33,7 @@ CODE = Path(__file__).resolve().parent.parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM; 0 then, 1 where something did not start."""
+    """Serve until Ctrl-C or SIGTERM, then 0; 1 if something did not start."""
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
     parser.add_argument(
         "--no-server",
@@ -102,8 +102,8 @@ def serve_pipeline() -> int:
 def runner(api: str, report: str) -> Iterator[subprocess.Popen[str]]:
     """`serve_pipeline` in a guarded process; its log is runner.log in PREFECT_HOME.
 
-    Runs that a killed server left as running are closed first, they would hold the place of the
-    next one; runs under way at the end are cancelled and waited for.
+    Runs that a killed server left as running are closed first, or they would keep the next one
+    waiting; runs under way at the end are cancelled and waited for.
     """
     for run in unfinished_runs(api):
         set_state(api, run, "CRASHED", "the server that ran it was killed")
@@ -157,7 +157,7 @@ def request(address: str, body: Mapping[str, object] | None = None) -> Any:
 
 
 def unfinished_runs(api: str) -> list[str]:
-    """The ids of the served pipeline's runs that are begun and not ended."""
+    """The ids of the served pipeline's runs that have begun and not ended."""
     wanted = {
         "deployments": {"name": {"any_": [DEPLOYMENT]}},
         "flows": {"name": {"any_": ["pipeline"]}},
@@ -174,7 +174,7 @@ def set_state(api: str, run: str, state: str, message: str | None = None) -> Non
 
 def cancel_runs(api: str, patience: float = RUNNER_GRACE_SECONDS) -> None:
     """Cancel what runs and wait until it has ended, so that no run is left as running."""
-    with suppress(OSError):  # a server that is gone already has nothing to be told
+    with suppress(OSError):  # a server that is gone needs no message
         for run in unfinished_runs(api):
             set_state(api, run, "CANCELLING")
         deadline = time.monotonic() + patience
@@ -184,7 +184,7 @@ def cancel_runs(api: str, patience: float = RUNNER_GRACE_SECONDS) -> None:
 
 def wait_until_served(api: str, process: subprocess.Popen[str], patience: float = 120.0) -> str:
     """Wait for the deployment to be registered; its schedule as the server has it: `paused` or
-    `active`. Raises ServerError where the runner ends first."""
+    `active`. Raises ServerError if the runner ends first."""
     deadline = time.monotonic() + patience
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from flows import guard
 
 HOST = "127.0.0.1"
-PATIENCE_SECONDS = 600.0  # ten seconds where nothing else runs
+PATIENCE_SECONDS = 600.0  # ten seconds if nothing else runs
 
 
 class ServerError(Exception):
@@ -27,9 +27,9 @@ class ServerError(Exception):
 
 
 def free_port(first: int = 0) -> int:
-    """The first free port of `first`, `first` + 1, ...; any free one where `first` is 0.
+    """The first free port of `first`, `first` + 1, ...; any free one if `first` is 0.
 
-    Raises ServerError where none of a hundred is free.
+    Raises ServerError if none of a hundred is free.
     """
     for port in range(first, min(first + 100, 65536)) if first else [0]:
         with socket.socket() as probe:

@@ -78,7 +78,7 @@ def experiments(
 
 
 def choices() -> list[str]:
-    """Which of a method's four components params.yaml replaces."""
+    """Those of a method's four components that params.yaml replaces."""
     section = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["method"]
     return [
         choice for choice in ("reward", "advantage", "weighting", "loss") if section.get(choice)
@@ -86,23 +86,24 @@ def choices() -> list[str]:
 
 
 def check(chosen: Sequence[Experiment], replace: bool) -> str | None:
-    """Whether the checkout can carry experiments; a note on uncommitted changes where there are.
+    """Make sure that the checkout can take the experiments; a note if it has uncommitted changes.
 
-    With `replace`, experiments of these names that hang on the present commit are removed first.
-    Raises SweepError where there is no commit, or an experiment exists and may not be replaced.
+    With `replace`, experiments of these names are removed first. Raises SweepError if there is no
+    commit, or an experiment exists and may not be replaced.
     """
     if _git("rev-parse", "--verify", "--quiet", "HEAD").returncode != 0:
         raise SweepError(
-            f"{ROOT}: experiments hang on a commit and there is none; git add and commit first"
+            f"{ROOT}: experiments start from a commit and there is none; git add and commit first"
         )
     listed = _git("for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
-    there = {reference.rpartition("/")[2] for reference in listed}
-    known = [experiment.name for experiment in chosen if experiment.name in there]
-    if known and not replace:
-        names = ", ".join(known)
-        raise SweepError(f"{names}: there already; choose another --prefix, or --replace them")
-    if known:
-        dvc.Project(ROOT).call("exp remove", ["exp", "remove", *known])
+    names = {reference.rpartition("/")[2] for reference in listed}
+    existing = [experiment.name for experiment in chosen if experiment.name in names]
+    if existing and not replace:
+        raise SweepError(
+            f"{', '.join(existing)}: there already; choose another --prefix, or --replace them"
+        )
+    if existing:
+        dvc.Project(ROOT).call("exp remove", ["exp", "remove", *existing])
     dirty = _git("status", "--porcelain", "--untracked-files=no").stdout.splitlines()
     if not dirty:
         return None
@@ -139,7 +140,7 @@ def run_experiment(project: dvc.Project, experiment: Experiment, timeout: float)
 def sweep(
     chosen: Sequence[Experiment], jobs: int, timeout_minutes: float = TIMEOUT_MINUTES
 ) -> dict[str, str]:
-    """Run the experiments, `jobs` at once after the first; the failed ones with their reasons."""
+    """Run the experiments, `jobs` at once after the first; the reasons of failed ones, by name."""
     runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
 
     @flow(name="sweep", task_runner=runner, persist_result=False, validate_parameters=False)
@@ -194,7 +195,7 @@ def _flat(nested: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str,
 
 
 def table(rows: Mapping[str, Mapping[str, object]], wanted: Sequence[str] = METRICS) -> str:
-    """Experiments x metrics as aligned text; all metrics where none of `wanted` is there."""
+    """Experiments x metrics as aligned text; all metrics if none of `wanted` is there."""
     present = [key for key in wanted if any(key in row for row in rows.values())]
     columns = present or sorted({key for row in rows.values() for key in row})
     lines = [["experiment", *columns]]
@@ -209,7 +210,7 @@ def table(rows: Mapping[str, Mapping[str, object]], wanted: Sequence[str] = METR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sweep and print its table; 0, 1 where an experiment failed, 2 for a user's mistake."""
+    """Run a sweep and print its table; 0, 1 if an experiment failed, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m flows.sweep", description=__doc__)
     parser.add_argument("--methods", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, required=True, metavar="N")

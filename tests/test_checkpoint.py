@@ -37,7 +37,7 @@ from entrograd.train.checkpoint import (
 )
 from entrograd.train.optimizer import Optimizer
 from entrograd.train.params import Checkpoint
-from entrograd.train.rounds import PromptOrder, Round, Rounds
+from entrograd.train.rounds import Position, PromptOrder, Round, Rounds
 from helpers.tables import annotated_rows, groups, write_prompts
 from helpers.training import (
     ALWAYS,
@@ -385,9 +385,8 @@ def test_the_position_in_the_prompt_order_does_not_grow() -> None:
 class TestRounds:
     def test_a_round_that_another_policy_sampled_is_drawn_again(self, tmp_path: Path) -> None:
         rounds = Rounds(tmp_path, {})
-        drawn = Round(
-            groups(annotated_rows()), {"reward_mean": 0.1}, {"permutations": 1, "waiting": [2]}
-        )
+        order: Position = {"permutations": 1, "offset": 3, "skipped": [2]}
+        drawn = Round(groups(annotated_rows()), {"reward_mean": 0.1}, order)
         rounds.write(3, drawn)
         stored = rounds.read(3, "v")
         assert stored
@@ -399,7 +398,8 @@ class TestRounds:
         self, tmp_path: Path
     ) -> None:
         rounds = Rounds(tmp_path, {})
-        rounds.write(0, Round(groups(annotated_rows()), {}, {}))
+        order = PromptOrder(6, 2, 0).position()
+        rounds.write(0, Round(groups(annotated_rows()), {}, order))
         file = tmp_path / shard_name(0)
         file.write_bytes(file.read_bytes()[:-20])
         assert rounds.read(0, "v") is None

@@ -122,25 +122,25 @@ def test_exact_and_shared_sequences_by_hand() -> None:
         "seven nine",
     ]
     bench = ["zero one two three four", "seven eight"]
-    found = find_overlaps(train, {"b": bench}, ngram=3, share=0.5)
-    assert {i: (m.kind, m.benchmark_row, m.share) for i, m in found["b"].items()} == {
+    found = find_overlaps(train, {"b": bench}, ngram=3, fraction=0.5)
+    assert {i: (m.kind, m.benchmark_row, m.fraction) for i, m in found["b"].items()} == {
         0: ("ngram", 0, 0.5),
         1: ("benchmark_ngram", 0, 2 / 3),  # of the 3 sequences of row 0
         2: ("exact", 1, 1.0),
     }
-    lower = find_overlaps(train, {"b": bench}, ngram=3, share=0.4)
-    assert {i: (m.kind, m.share) for i, m in lower["b"].items()} == {
+    lower = find_overlaps(train, {"b": bench}, ngram=3, fraction=0.4)
+    assert {i: (m.kind, m.fraction) for i, m in lower["b"].items()} == {
         0: ("ngram", 0.5),
         1: ("ngram", 0.4),
         2: ("exact", 1.0),
     }
-    assert set(find_overlaps(train, {"b": bench}, ngram=3, share=0.7)["b"]) == {2}
+    assert set(find_overlaps(train, {"b": bench}, ngram=3, fraction=0.7)["b"]) == {2}
 
 
 def test_sequences_must_stand_in_one_row() -> None:
     train = ["one two three four five six"]
     bench = ["one two three", "two three four", "three four five"]  # one sequence each: 1/4
-    assert find_overlaps(train, {"b": bench}, ngram=3, share=0.5)["b"] == {}
+    assert find_overlaps(train, {"b": bench}, ngram=3, fraction=0.5)["b"] == {}
 
 
 def test_the_index_agrees_with_comparing_every_pair() -> None:
@@ -176,14 +176,14 @@ def test_a_problem_within_a_longer_row_is_found() -> None:
     long = "A farmer has 17 sheep and buys 5 more at the fair. How many sheep does he have now?"
     other = "A baker has 17 rolls and bakes 5 more in the night. How many rolls does he have then?"
     train = [f"{before} {long} {before}", f"{before} {other}"]
-    found = find_overlaps(train, {"b": ["something else", long]}, ngram=13, share=0.5)["b"]
-    assert {i: (m.kind, m.benchmark_row, m.share) for i, m in found.items()} == {
+    found = find_overlaps(train, {"b": ["something else", long]}, ngram=13, fraction=0.5)["b"]
+    assert {i: (m.kind, m.benchmark_row, m.fraction) for i, m in found.items()} == {
         0: ("benchmark_ngram", 1, 1.0)
     }
     # it has 19 words, so 7 sequences of 13; of its first 10, 15 and 16 words 0, 3 and 4 of them
     cut = [f"{before} {' '.join(long.split()[:count])}" for count in (10, 15, 16)]
-    found = find_overlaps(cut, {"b": [long]}, ngram=13, share=0.5)["b"]
-    assert {i: (m.kind, m.share) for i, m in found.items()} == {2: ("benchmark_ngram", 4 / 7)}
+    found = find_overlaps(cut, {"b": [long]}, ngram=13, fraction=0.5)["b"]
+    assert {i: (m.kind, m.fraction) for i, m in found.items()} == {2: ("benchmark_ngram", 4 / 7)}
 
 
 def test_a_short_problem_within_a_longer_row_is_found() -> None:
@@ -197,35 +197,35 @@ def test_a_short_problem_within_a_longer_row_is_found() -> None:
         "Calculate this: what is 2 + 2? Then double it.",  # four words alone
     ]
     bench = ["What is 2 + 2 ?", short, "Find the units digit"]
-    found = find_overlaps(train, {"b": bench}, ngram=13, share=0.5)["b"]
-    assert {i: (m.kind, m.benchmark_row, m.share) for i, m in found.items()} == {
+    found = find_overlaps(train, {"b": bench}, ngram=13, fraction=0.5)["b"]
+    assert {i: (m.kind, m.benchmark_row, m.fraction) for i, m in found.items()} == {
         0: ("contains", 1, 1.0),
         1: ("contains", 1, 1.0),
     }
     # of several, the longest
     bench = ["Find the units digit of", "Find the units digit of 18 ^ 6", "the units digit of 18"]
-    found = find_overlaps(train[:1], {"b": bench}, ngram=13, share=0.5)["b"]
+    found = find_overlaps(train[:1], {"b": bench}, ngram=13, fraction=0.5)["b"]
     assert found[0].benchmark_row == 1
 
 
 def test_a_sum_within_a_longer_sum_is_another_problem() -> None:
     bench = ["3 + 4 + 5 + 6", "Calculate 3 + 4 + 5"]
     train = ["2 + 3 + 4 + 5 + 6 + 7", "Calculate 3 + 4 + 5 + 6"]
-    assert find_overlaps(train, {"b": bench}, ngram=13, share=0.5)["b"] == {}
+    assert find_overlaps(train, {"b": bench}, ngram=13, fraction=0.5)["b"] == {}
 
 
 def test_the_wording_of_a_template_is_no_overlap() -> None:
     wording = "state the final answer to the following arithmetic problem please"
     train = [f"{wording} {i} + {i + 1}" for i in range(40)]
     bench = [f"{wording} {i} + {i + 1}" for i in (3, 100)]
-    found = find_overlaps(train, {"b": bench}, ngram=5, share=0.5)
+    found = find_overlaps(train, {"b": bench}, ngram=5, fraction=0.5)
     assert {i: m.kind for i, m in found["b"].items()} == {3: "exact"}
 
 
 def test_report_counts_rows_once() -> None:
     train = ["a b c d", "e f"]
     benchmarks = {"x": ["a b c z", "e f"], "y": ["E F"]}
-    found = find_overlaps(train, benchmarks, ngram=3, share=0.5)
+    found = find_overlaps(train, benchmarks, ngram=3, fraction=0.5)
     made = report(train, benchmarks, found, 3, 0.5)
     assert made["train_rows"] == 2
     assert made["overlapping_rows"] == 2
@@ -302,7 +302,7 @@ def test_real_training_files_share_little_with_benchmarks(
     benchmarks = {
         path.stem: read_problems(path) for path in sorted((shared_data / "benchmarks").iterdir())
     }
-    found = find_overlaps(problems, benchmarks, ngram=13, share=0.5)
+    found = find_overlaps(problems, benchmarks, ngram=13, fraction=0.5)
     told = {name: [m.kind for m in matches.values()] for name, matches in found.items() if matches}
     assert told == {bench: kinds}
 
@@ -314,7 +314,7 @@ def test_real_problems_are_found_within_longer_rows(shared_data: Path) -> None:
         f"{' '.join(f'filler{i}x{j}' for j in range(80))} {problem} Explain your answer."
         for i, problem in enumerate(bench)
     ]
-    found = find_overlaps(rows, {"math500": bench}, ngram=13, share=0.5)["math500"]
+    found = find_overlaps(rows, {"math500": bench}, ngram=13, fraction=0.5)["math500"]
     missed = [problem for i, problem in enumerate(bench) if i not in found]
     assert len(found) == 493
     assert all(len(normalise(problem).split()) < 7 for problem in missed)
@@ -334,7 +334,7 @@ def test_overlap_command_on_bad_input(tmp_path: Path, capsys: pytest.CaptureFixt
         ([str(table), str(good)], "none.parquet: no rows"),
         (["none.jsonl", str(good)], "none.jsonl: no such file"),
         ([str(good), str(good), "--ngram", "0"], "--ngram 0: give a number"),
-        ([str(good), str(good), "--fraction", "2"], "--fraction 2.0: give a share"),
+        ([str(good), str(good), "--fraction", "2"], "--fraction 2.0: give a fraction"),
         ([str(good), str(good), "--column", "q"], "no column q; it has problem"),
     ):
         assert cli.main(["decontaminate", *arguments]) == 2

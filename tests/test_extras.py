@@ -98,7 +98,7 @@ def test_every_extra_is_here() -> None:
 
 
 def adapters() -> None:
-    add_adapters(torch.nn.Linear(1, 1), Lora(), 0)
+    add_adapters(torch.nn.Linear(1, 1), Lora(), 0)  # type: ignore[arg-type]
 
 
 def task() -> None:

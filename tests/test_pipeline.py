@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from entrograd.pipeline.manifest import read_manifest
+from entrograd.pipeline.manifest import manifest, read_manifest
 from helpers.checkout import DIGITS, environment, fresh_clone, run
 
 OUTPUTS = [

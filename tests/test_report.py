@@ -21,7 +21,7 @@ from entrograd.errors import InputError
 from entrograd.params import check
 from entrograd.pipeline.rules import read
 from entrograd.pipeline.sections import Params
-from entrograd.report import curves, plots, samples, settings, tables
+from entrograd.report import curves, plots, samples, scores, settings, tables
 from entrograd.report.browser import Inputs, report
 from entrograd.storage.files import read_json, write_csv, write_json
 from entrograd.storage.tables import shard_name, write_manifest, write_table
@@ -355,17 +355,17 @@ class TestIntervalsWithoutWidth:
 class TestScores:
     def test_the_reference_comes_first_and_differences_keep_the_order(self) -> None:
         names = {"zebra": SUMMARY["online"], "zebra_minus_base": SUMMARY["online_minus_base"]}
-        models, differences = tables.scores(dict(sorted((SUMMARY | names).items())), "here")
+        models, differences = scores.scores(dict(sorted((SUMMARY | names).items())), "here")
         assert [m.name for m in models] == ["base", "zebra", "offline", "online"]
         assert [d.words for d in differences] == ["zebra − base", "offline − base", "online − base"]
 
     def test_words_of_a_difference(self) -> None:
-        _, (offline, online) = tables.scores(SUMMARY, "here")
+        _, (offline, online) = scores.scores(SUMMARY, "here")
         assert (offline.points, offline.points_range) == ("+25.0 points", "+1.0 to +50.0")
         assert (offline.verdict, online.verdict) == ("better", "no clear difference")
-        assert tables.Score("x", -0.125, -0.2, -0.1).points == "−12.5 points"
-        assert tables.Score("x", -0.125, -0.2, -0.1).verdict == "worse"
-        assert tables.signed(-0.01) == "0.0"
+        assert scores.Score("x", -0.125, -0.2, -0.1).points == "−12.5 points"
+        assert scores.Score("x", -0.125, -0.2, -0.1).verdict == "worse"
+        assert scores.signed(-0.01) == "0.0"
 
 
 class TestCurves:
@@ -414,7 +414,7 @@ class TestFigures:
     def test_axes_have_titles_with_units(self) -> None:
         text = plots.svg(plots.entropy_histogram([0.1], math.log(8), 4), "a")
         assert "semantic entropy of the group, nats" in text
-        models, _ = tables.scores(SUMMARY, "here")
+        models, _ = scores.scores(SUMMARY, "here")
         assert "accuracy on the same problems, %" in plots.svg(plots.accuracy(models), "b")
 
     def test_histogram(self) -> None:

@@ -124,9 +124,10 @@ class TestEngine:
     def test_greedy_equals_generate(self, engine: TransformersEngine) -> None:
         asked = requests(5, 1)
         got = engine.generate(asked, Sampling(temperature=0.0, max_new_tokens=12), 0)
+        model: Any = engine.model
         for request, completion in zip(asked, got, strict=True):
             ids = torch.tensor([request.prompt_ids])
-            want = engine.model.generate(
+            want = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
             )
             assert list(completion.completion_ids) == want[0, ids.shape[1] :].tolist()

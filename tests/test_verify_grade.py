@@ -118,7 +118,7 @@ def test_the_worker_imports_no_torch() -> None:
 
 WORKER = """
 import os, sys, time
-from entrograd.rewards.sandbox import serve
+from entrograd.rewards.sandbox_worker import serve
 
 counted = []
 

@@ -133,10 +133,10 @@ def test_memory_does_not_grow_with_the_file(grader: Grader, tmp_path: Path) -> N
 
 
 def test_remembered_pairs_are_bounded(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entrograd.rewards.verify.grade._KNOWN", 3)
+    monkeypatch.setattr("entrograd.rewards.verify.grade._REMEMBERED", 3)
     items = [Item((f"x+{i}",), f"\\boxed{{{i}+x}}", "stop") for i in range(6)]
     assert [grade.reward for grade in grader.grade(items)] == [1.0] * 6
-    assert len(grader._known) == 3
+    assert len(grader._remembered) == 3
     assert [grade.reward for grade in grader.grade(items)] == [1.0] * 6
 
 

@@ -92,7 +92,7 @@ def test_values_are_those_of_another_parser(shared_data: Path) -> None:
         if is_equation(parsed):
             parsed = take_last_relation(parsed).rhs
         theirs = [value(part) for part in parts(parsed)]
-        if rounded(theirs) != rounded(list(values.found)):
+        if rounded(theirs) != rounded(list(values.numbers)):
             wrong += 1
             print(text, values, theirs)
     assert wrong == 0
@@ -196,4 +196,4 @@ def test_what_may_mean_two_things_has_no_values(text: str) -> None:
 @given(st.text(alphabet=r"\{}()[]^_+-*/=,&!.0123xyei pmdsqrtfracln", max_size=60))
 def test_any_text_is_read_or_not(text: str) -> None:
     values = read_values(text)
-    assert values is None or all(abs(value) >= 0 for value in values.found)
+    assert values is None or all(abs(value) >= 0 for value in values.numbers)

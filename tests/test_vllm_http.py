@@ -26,7 +26,7 @@ from entrograd.errors import InputError
 from entrograd.models.forward import score
 from entrograd.models.load import load_model, policy_version
 from entrograd.params import check
-from entrograd.rollout import vllm_server
+from entrograd.rollout import vllm_http
 from entrograd.rollout.engine import EngineError, Request
 from entrograd.rollout.engines import check_processes
 from entrograd.rollout.params import RolloutParams, Sampling
@@ -148,7 +148,7 @@ class Count:
 
 @pytest.fixture
 def server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(vllm_server, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(vllm_http, "FIRST_WAIT", 0.02)
     running = Server(tiny_model)
     yield running
     for engine in running.engines:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -70,9 +70,9 @@ def execution_keys(model: type[BaseModel]) -> list[tuple[str, ...]]:
     return paths
 
 
-def execution(section: Section) -> dict[str, Any]:
+def execution(section: Section) -> dict[str, object]:
     """The values of the keys within `section` that are marked as Execution, by dotted key."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for path in execution_keys(type(section)):
         value: object = section
         for name in path:

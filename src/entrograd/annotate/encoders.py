@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from entrograd.models.resolve import fetch
 from entrograd.storage.files import read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("entrograd")
 
@@ -72,7 +72,8 @@ def load_judge(params: EntailmentClusters, device: str) -> Judge:
     with tempfile.TemporaryDirectory() as scratch:
         folder = fetch(params.model, params.sha256, Path(scratch), "annotate.clusters.model")
         model, tokenizer = _load(AutoModelForSequenceClassification, folder, params.model, device)
-    labels = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
+    names = cast("dict[int, str]", model.config.id2label)  # its config's reader makes them ints
+    labels = [str(names[i]).lower() for i in range(len(names))]
     if "entailment" not in labels:
         raise InputError(
             f"{params.model}: its labels are {', '.join(labels)}; a judge of entailment names one "
@@ -97,7 +98,12 @@ def load_judge(params: EntailmentClusters, device: str) -> Judge:
     return judge
 
 
-def _load(kind: Any, folder: Path, reference: str, device: str) -> tuple[Any, Any]:
+def _load(
+    kind: type[AutoModel | AutoModelForSequenceClassification],
+    folder: Path,
+    reference: str,
+    device: str,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         model, said = kind.from_pretrained(
@@ -126,7 +132,7 @@ def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _batches(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, ...]], longest: int
-) -> Iterator[tuple[list[int], Any]]:
+) -> Iterator[tuple[list[int], BatchEncoding]]:
     """Rows of similar length and their padded tokens, at most TOKENS of them a batch."""
     if not texts:
         return
@@ -142,7 +148,9 @@ def _batches(
     yield batch, _padded(tokenizer, ids, batch)
 
 
-def _padded(tokenizer: PreTrainedTokenizerBase, ids: Any, rows: Sequence[int]) -> Any:
+def _padded(
+    tokenizer: PreTrainedTokenizerBase, ids: BatchEncoding, rows: Sequence[int]
+) -> BatchEncoding:
     chosen = {name: [values[row] for row in rows] for name, values in ids.items()}
     return tokenizer.pad(chosen, return_tensors="pt")
 

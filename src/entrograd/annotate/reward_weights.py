@@ -59,7 +59,7 @@ def head_values(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Tens
 
 
 def summarise_heads(shards: Iterable[Sequence[Mapping[str, Any]]]) -> HeadsSummary:
-    """The numbers of results/reward_heads.json: for each head the share of completions at each
+    """The numbers of results/reward_heads.json: for each head the fraction of completions at each
     rating, their mean, their entropy (nats) and ENCORE's weight at the `tau` and `log_base` named.
 
     `shards`: rows of schema `annotated`, some at a time; of each one number per head is kept.
@@ -86,7 +86,7 @@ def summarise_heads(shards: Iterable[Sequence[Mapping[str, Any]]]) -> HeadsSumma
                 "mean": float(column.mean()),
                 "entropy": entropies[k],
                 "weight": weight[k],
-                "ratings": _shares(column),
+                "ratings": _fractions(column),
             }
             for k, (name, column) in enumerate(ratings.items())
         },
@@ -118,7 +118,7 @@ def head_entropies(
     return {name: float(rating_entropy(column)) for name, column in ratings.items()}
 
 
-def _shares(ratings: Tensor) -> dict[str, float]:
-    found, counts = torch.unique(ratings, return_counts=True)
-    shares = counts.double() / len(ratings)
-    return {f"{v:g}": s for v, s in zip(found.tolist(), shares.tolist(), strict=True)}
+def _fractions(ratings: Tensor) -> dict[str, float]:
+    values, counts = torch.unique(ratings, return_counts=True)
+    fractions = counts.double() / len(ratings)
+    return {f"{v:g}": s for v, s in zip(values.tolist(), fractions.tolist(), strict=True)}

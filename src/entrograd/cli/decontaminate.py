@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 from entrograd.errors import InputError
+
+if TYPE_CHECKING:
+    from entrograd.data.decontaminate import Report
 
 HELP = "training problems that overlap benchmarks"
 
@@ -30,8 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=default.fraction,
         metavar="F",
-        help="share of a training problem's sequences that must stand in one benchmark problem, or "
-        "of that one's in it (%(default)s)",
+        help="fraction of a training problem's sequences that must occur in one benchmark problem, "
+        "or of that one's in it (%(default)s)",
     )
     parser.add_argument("--column", default="problem", help="the problems' column (%(default)s)")
     parser.add_argument("--json", action="store_true", help="the whole report as JSON")
@@ -46,7 +49,7 @@ def run(given: argparse.Namespace) -> None:
     if given.ngram < 1:
         raise InputError(f"--ngram {given.ngram}: give a number of words, at least 1")
     if not 0 <= given.fraction <= 1:
-        raise InputError(f"--fraction {given.fraction}: give a share from 0 to 1")
+        raise InputError(f"--fraction {given.fraction}: give a fraction from 0 to 1")
     bounds = given.ngram, given.fraction
     train = read_problems(given.train, given.column)
     benchmarks = {
@@ -57,7 +60,7 @@ def run(given: argparse.Namespace) -> None:
     print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else _as_text(report))
 
 
-def _as_text(report: dict[str, Any]) -> str:
+def _as_text(report: Report) -> str:
     from entrograd.data.decontaminate import KINDS
 
     lines = [f"{report['overlapping_rows']} of {report['train_rows']} training rows overlap"]
@@ -66,7 +69,7 @@ def _as_text(report: dict[str, Any]) -> str:
         lines.append(f"  {name}: {counts['rows']} ({found}) of {counts['benchmark_rows']} problems")
     for example in report["examples"]:
         kind = KINDS[example["kind"]]
-        lines.append(f"{example['benchmark']}, {kind}, share {example['share']:.2f}:")
+        lines.append(f"{example['benchmark']}, {kind}, fraction {example['share']:.2f}:")
         lines.append(f"  training row {example['train_row']}: {example['train_problem']!r}")
         lines.append(f"  its row {example['benchmark_row']}: {example['benchmark_problem']!r}")
     return "\n".join(lines)

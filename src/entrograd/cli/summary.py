@@ -4,14 +4,14 @@ stage, where the report is."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from entrograd.errors import InputError
 
 if TYPE_CHECKING:
-    from entrograd.report.tables import Score
+    from entrograd.report.scores import Score
 
 HELP = "accuracies, seconds per stage and where the report is, after a run"
 
@@ -32,7 +32,7 @@ def summary(results: Path, report: Path, params_file: Path) -> str:
     """The text; InputError where no summary.json is in `results`."""
     from entrograd.evaluate.params import ScoreStage
     from entrograd.pipeline.rules import read
-    from entrograd.report.tables import scores
+    from entrograd.report.scores import scores
     from entrograd.storage.files import read_json
 
     path = results / "summary.json"
@@ -65,7 +65,7 @@ def _accuracies(models: Sequence[Score], differences: Sequence[Score], interval:
     return lines + note * any(d.no_width for d in differences) + [""]
 
 
-def _seconds(timings: dict[str, Any]) -> list[str]:
+def _seconds(timings: Mapping[str, float]) -> list[str]:
     """Seconds of each stage when it last ran, longest first, and their sum."""
     if not timings:
         return []

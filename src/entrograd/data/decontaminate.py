@@ -8,16 +8,16 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from entrograd.data.normalise import normalise
 
-# A sequence in more than this share of the training problems, and in at least this many of them,
+# A sequence in more than this fraction of the training problems, and in at least this many of them,
 # is the wording of a template ("State the final answer to ..."), not of a problem.
-TEMPLATE_SHARE = 0.05
+TEMPLATE_FRACTION = 0.05
 TEMPLATE_ROWS = 20
 # A benchmark's problem of fewer words, those without letter or digit not counted ("What is 2 + 2?"
-# has four), is too little to be known by: it stands in longer problems by chance.
+# has four), is too short to identify: it occurs in longer problems by chance.
 FEWEST_WORDS = 5
 EXAMPLES = 5
 BUCKETS = 2**20  # of hashes: 8 MiB
@@ -33,11 +33,34 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Match:
-    """What a training problem was found to overlap."""
+    """A benchmark problem that a training problem overlaps."""
 
     benchmark_row: int  # index into the benchmark's problems
     kind: str  # one of KINDS
-    share: float  # of the sequences of the training problem (ngram) or the benchmark's
+    fraction: float  # of the sequences of the training problem (ngram) or the benchmark's
+
+
+class Example(TypedDict):
+    """An overlap, for a reader; rows count from 1."""
+
+    benchmark: str
+    kind: str
+    share: float
+    train_row: int | str
+    train_problem: str
+    benchmark_row: int
+    benchmark_problem: str
+
+
+class Report(TypedDict):
+    """What was found, ready for JSON."""
+
+    ngram: int
+    share: float
+    train_rows: int
+    overlapping_rows: int
+    by_benchmark: dict[str, dict[str, int]]  # `rows` are training rows that overlap it
+    examples: list[Example]
 
 
 class Index:
@@ -63,12 +86,12 @@ class Index:
             if len(words) < ngram:
                 self.short.setdefault(" ".join(words[:FEWEST_WORDS]), []).append(text)
 
-    def match(self, text: str, share: float) -> Match | None:
+    def match(self, text: str, fraction: float) -> Match | None:
         """The benchmark row that the normalised training problem `text` overlaps most, if any.
 
-        It overlaps a row where it equals it or where at least `share` of its distinct n-word
-        sequences stand in that row; and a row of at least FEWEST_WORDS also where that share of the
-        row's sequences stand in it or, if the row is too short to have any, the row itself.
+        It overlaps a row if it equals it or if at least `fraction` of its distinct n-word sequences
+        occur in that row. It overlaps a row of at least FEWEST_WORDS also if it holds that fraction
+        of the row's sequences or, if the row is too short to have any, the row itself.
         """
         if text in self.exact:
             return Match(self.exact[text], "exact", 1.0)
@@ -76,15 +99,17 @@ class Index:
         shared = Counter(row for sequence in mine for row in self.rows_of.get(sequence, ()))
         of_mine = {row: count / len(mine) for row, count in shared.items()}
         of_theirs = {row: shared[row] / self.sizes[row] for row in shared if row in self.sizes}
-        for kind, shares in (("ngram", of_mine), ("benchmark_ngram", of_theirs)):
-            row, most = min(shares.items(), key=lambda item: (-item[1], item[0]), default=(0, -1.0))
-            if most >= share:
+        for kind, fractions in (("ngram", of_mine), ("benchmark_ngram", of_theirs)):
+            row, most = min(
+                fractions.items(), key=lambda item: (-item[1], item[0]), default=(0, -1.0)
+            )
+            if most >= fraction:
                 return Match(row, kind, most)
         held = self._held(text)
         return Match(self.exact[max(held, key=len)], "contains", 1.0) if held else None
 
     def _held(self, text: str) -> list[str]:
-        """The short problems that stand in a text, from word to word."""
+        """The short problems that occur in a text as whole words."""
         if not self.short:
             return []
         begun = (self.short.get(start, ()) for start in sequences(text, FEWEST_WORDS))
@@ -108,7 +133,7 @@ def templates(texts: Sequence[str], ngram: int) -> frozenset[str]:
     Most occur once: counting them by hash first leaves few to be counted by name.
     """
     distinct = set(texts)
-    bound = max(TEMPLATE_ROWS, TEMPLATE_SHARE * len(distinct))
+    bound = max(TEMPLATE_ROWS, TEMPLATE_FRACTION * len(distinct))
     buckets = array("L", bytes(array("L").itemsize * BUCKETS))
     for text in distinct:
         for sequence in sequences(text, ngram):
@@ -123,57 +148,57 @@ def templates(texts: Sequence[str], ngram: int) -> frozenset[str]:
 
 
 def find_overlaps(
-    problems: Sequence[str], benchmarks: Mapping[str, Sequence[str]], ngram: int, share: float
+    problems: Sequence[str], benchmarks: Mapping[str, Sequence[str]], ngram: int, fraction: float
 ) -> dict[str, dict[int, Match]]:
     """For each benchmark, the training problems (by index) that overlap it."""
     texts = [normalise(problem) for problem in problems]
     ignored = templates(texts, ngram)
-    found: dict[str, dict[int, Match]] = {}
+    overlaps: dict[str, dict[int, Match]] = {}
     for name, rows in benchmarks.items():
         index = Index(rows, ngram, ignored)
-        matches = ((i, index.match(text, share)) for i, text in enumerate(texts))
-        found[name] = {i: match for i, match in matches if match is not None}
-    return found
+        matches = ((i, index.match(text, fraction)) for i, text in enumerate(texts))
+        overlaps[name] = {i: match for i, match in matches if match is not None}
+    return overlaps
 
 
 def report(
     problems: Sequence[str],
     benchmarks: Mapping[str, Sequence[str]],
-    found: Mapping[str, Mapping[int, Match]],
+    overlaps: Mapping[str, Mapping[int, Match]],
     ngram: int,
-    share: float,
+    fraction: float,
     places: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Counts and examples of what `find_overlaps` found, ready for JSON.
+) -> Report:
+    """Counts and examples of the `overlaps` of `find_overlaps`, ready for JSON.
 
-    `rows` of a benchmark are training rows that overlap it. Rows count from 1; `places` says
-    where the training problems stand instead.
+    `rows` of a benchmark are training rows that overlap it. Rows count from 1; `places` names
+    the training rows instead.
     """
-    overlapping = {i for matches in found.values() for i in matches}
+    overlapping = {i for matches in overlaps.values() for i in matches}
     by_benchmark = {
         name: {
             "benchmark_rows": len(benchmarks[name]),
             "rows": len(matches),
             **{kind: sum(match.kind == kind for match in matches.values()) for kind in KINDS},
         }
-        for name, matches in found.items()
+        for name, matches in overlaps.items()
     }
-    examples = [
+    examples: list[Example] = [
         {
             "benchmark": name,
             "kind": match.kind,
-            "share": round(match.share, 4),
+            "share": round(match.fraction, 4),
             "train_row": places[i] if places else i + 1,
             "train_problem": problems[i],
             "benchmark_row": match.benchmark_row + 1,
             "benchmark_problem": benchmarks[name][match.benchmark_row],
         }
-        for name, matches in found.items()
+        for name, matches in overlaps.items()
         for i, match in list(matches.items())[:EXAMPLES]
     ]
     return {
         "ngram": ngram,
-        "share": share,
+        "share": fraction,
         "train_rows": len(problems),
         "overlapping_rows": len(overlapping),
         "by_benchmark": by_benchmark,

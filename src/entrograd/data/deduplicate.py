@@ -11,8 +11,8 @@ from entrograd.data.sources import Reject, Row, place
 def deduplicate(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Reject]]:
     """The first row of each normalised problem; its duplicates; rows in conflict.
 
-    Rows of one problem agree where some answer is accepted by all of them (spaces aside). Where
-    they do not, which is right is unknown and all of them are rejected.
+    Rows of one problem agree if all of them accept one of the answers (spaces aside). If they do
+    not, nobody knows which is right, and all of them are rejected.
     """
     same: dict[str, list[Row]] = {}
     for row in rows:
@@ -30,7 +30,7 @@ def deduplicate(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Reject]
 
 
 def _agree(group: Sequence[Row]) -> bool:
-    """Whether some answer is accepted by all rows of one problem."""
+    """Whether all rows of one problem accept one of the answers."""
     return bool(set.intersection(*(_answers(row.answers) for row in group)))
 
 

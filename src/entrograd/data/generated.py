@@ -6,16 +6,23 @@ import difflib
 import warnings
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
-from typing import Any
+from typing import Protocol
 
 from entrograd.data.params import ReasoningGymSource
 from entrograd.errors import InputError, extra
 
 
+class Dataset(Protocol):
+    """What is used of a data set of reasoning-gym."""
+
+    def __getitem__(self, index: int, /) -> dict[str, object]:
+        """An entry."""
+
+
 def generate(source: ReasoningGymSource) -> Iterator[dict[str, object]]:
     """Each of `source.size` entries; equal seeds give equal entries.
 
-    Raises InputError where the task is unknown, its config is refused, an entry can't be made, or
+    Raises InputError if the task is unknown, its config is refused, an entry can't be made, or
     the field named by `source.problem` is not in the first entry.
     """
     with warnings.catch_warnings():
@@ -33,7 +40,7 @@ def generate(source: ReasoningGymSource) -> Iterator[dict[str, object]]:
     return _entries(source, dataset)
 
 
-def _configure(source: ReasoningGymSource, config_class: type) -> Any:
+def _configure(source: ReasoningGymSource, config_class: type) -> object:
     known = {field.name: field for field in fields(config_class)}
     allowed = sorted(set(known) - {"seed", "size"})
     for key in source.config:
@@ -55,7 +62,7 @@ def _configure(source: ReasoningGymSource, config_class: type) -> Any:
 
 
 def _as_default(value: object, field: Field[object]) -> object:
-    """YAML knows lists only: a list becomes a tuple where the field's default has one."""
+    """YAML knows lists only: a list becomes a tuple if the field's default has one."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     if not isinstance(value, list):
         return value
@@ -66,7 +73,7 @@ def _as_default(value: object, field: Field[object]) -> object:
     return value
 
 
-def _entries(source: ReasoningGymSource, dataset: Any) -> Iterator[dict[str, object]]:
+def _entries(source: ReasoningGymSource, dataset: Dataset) -> Iterator[dict[str, object]]:
     for index in range(source.size):
         try:
             entry = dataset[index]

@@ -58,8 +58,8 @@ class PromptGroup:
 def groups_of(table: pa.Table, where: str, first_row: int = 0) -> list[PromptGroup]:
     """The groups of a validated `rollouts` or `annotated` table, in order of first appearance.
 
-    Token arrays are views of the table's buffers. InputError names the row of `where`, where
-    `table` begins at `first_row`, whose token column has another length than its tokens, or whose
+    Token arrays are views of the table's buffers. InputError names the row of `where`, in
+    which `table` begins at `first_row`, whose token column is not as long as its tokens, or whose
     prompt differs from its group's.
     """
     names = [name for name in TOKEN_COLUMNS if name in table.column_names]

@@ -36,9 +36,9 @@ def prepare(params: PrepareParams, out: Path, rejects: Path, summary: Path) -> s
     """Write the prompts table, the rejected rows and a summary of both.
 
     A prompt that equals a few-shot example is removed from either split, a training prompt also
-    where it overlaps a benchmark or the held-out split. Rows keep the order of their sources.
+    if it overlaps a benchmark or the held-out split. Rows keep the order of their sources.
 
-    Returns one line on what was written. Raises InputError, with nothing written, where a source
+    Returns one line on what was written. Raises InputError, with nothing written, if a source
     can't be read, more than `max_reject_fraction` of the rows are rejected, or no training prompt
     is left.
     """
@@ -96,7 +96,7 @@ def prepare(params: PrepareParams, out: Path, rejects: Path, summary: Path) -> s
 
 
 def benchmark_names(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, path) of benchmark files: the file's stem, numbered where it came before."""
+    """(name, path) of benchmark files: the file's stem, numbered if it came before."""
     seen: Counter[str] = Counter()
     for path in paths:
         stem = Path(path).stem
@@ -116,13 +116,13 @@ def _check_reject_fraction(rejects: Sequence[Reject], total: int, bound: float) 
     if len(rejects) <= bound * total:
         return
     reasons = Counter(reject.reason for reject in rejects).most_common(3)
-    told = []
+    examples = []
     for reason, count in reasons:
         first = next(reject for reject in rejects if reject.reason == reason)
-        told.append(f"{reason} ({count}; {place(first)}: {first.content[:120]!r})")
+        examples.append(f"{reason} ({count}; {place(first)}: {first.content[:120]!r})")
     raise InputError(
         f"{len(rejects)} of {total} rows are rejected, above prepare.max_reject_fraction "
-        f"{bound:g}: {'; '.join(told)}; fix the rows or raise the fraction"
+        f"{bound:g}: {'; '.join(examples)}; fix the rows or raise the fraction"
     )
 
 
@@ -131,14 +131,14 @@ def _overlaps(
     heldout: Sequence[Row],
     benchmarks: dict[str, list[str]],
     params: PrepareParams,
-) -> tuple[set[Row], dict[str, object]]:
+) -> tuple[set[Row], decontaminate.Report]:
     against = {**benchmarks, HELDOUT: [row.problem for row in heldout]}
     problems = [row.problem for row in train]
     bounds = params.decontaminate.ngram, params.decontaminate.fraction
-    found = decontaminate.find_overlaps(problems, against, *bounds)
+    overlaps = decontaminate.find_overlaps(problems, against, *bounds)
     places = [place(row) for row in train]
-    report = decontaminate.report(problems, against, found, *bounds, places)
-    return {train[i] for matches in found.values() for i in matches}, report
+    report = decontaminate.report(problems, against, overlaps, *bounds, places)
+    return {train[i] for matches in overlaps.values() for i in matches}, report
 
 
 def _prompt(row: Row, params: PrepareParams) -> dict[str, object]:
@@ -157,7 +157,7 @@ def _summary(
     params: PrepareParams,
     counts: Counter[tuple[str, str]],
     rejects: Sequence[Reject],
-    report: dict[str, object],
+    report: decontaminate.Report,
 ) -> dict[str, object]:
     names = [name for name, _ in _named(params.sources)]
     return {

@@ -63,10 +63,10 @@ def render(problem: str, fmt: PromptFormat) -> Rendered:
     """A problem as the columns `messages` and `prompt_text` of the prompts table.
 
     Style few_shot gives text: the template once per example, with its answer, then once for the
-    problem, cut before `{answer}`. Style chat gives messages: the system's, where there is one,
+    problem, cut before `{answer}`. Style chat gives messages: the system's, if there is one,
     and the user's. The other column is None. Braces in a problem are text, never slots.
 
-    Raises InputError where a few_shot template has `{answer}` before `{problem}`.
+    Raises InputError if a few_shot template has `{answer}` before `{problem}`.
     """
     if fmt.style == "chat":
         system = [] if fmt.system is None else [{"role": "system", "content": fmt.system}]

@@ -57,7 +57,7 @@ def name_of(source: Source) -> str:
 def read(source: Source, name: str | None = None) -> tuple[list[Row], list[Reject]]:
     """All rows of a source, in its order, each kept or rejected; `name` replaces its own.
 
-    Raises InputError where the source as a whole can't be read: an unknown task, a missing, empty
+    Raises InputError if the source as a whole can't be read: an unknown task, a missing, empty
     or non-UTF-8 file, a column that is missing or of the wrong type, no network for the hub.
     """
     name = name or name_of(source)
@@ -92,8 +92,8 @@ def read(source: Source, name: str | None = None) -> tuple[list[Row], list[Rejec
 def read_problems(path: Path | str, column: str = "problem") -> list[str]:
     """The problems of a benchmark or training file, by its column alone.
 
-    Raises InputError as `read` does, and for any row without a problem: a list that can't be
-    read whole can't be guarded against.
+    Raises InputError as `read` does, and for any row without a problem: against a
+    list that can't be read whole there is no guarding.
     """
     problems = []
     for at, record in tabular.read_records(path, [column], texts=[column]):
@@ -126,9 +126,9 @@ def _take(
     reason = reason or why
     if reason:
         return Reject(source, at.row, reason, tabular.shown(record), at.line)
-    level = record.get(level_at) if level_at else None
-    told = None if level is None else _number_or_text(level)
-    return Row(source, at.row, problem, answers, told, at.line)
+    value = record.get(level_at) if level_at else None
+    level = None if value is None else _number_or_text(value)
+    return Row(source, at.row, problem, answers, level, at.line)
 
 
 def _problem(value: object) -> tuple[str, str | None]:
@@ -142,14 +142,14 @@ def _problem(value: object) -> tuple[str, str | None]:
 
 def accepted_answers(value: object) -> tuple[tuple[str, ...], str | None]:
     """The accepted answers, or why there are none."""
-    given = value if isinstance(value, list | tuple) else [value]
-    if not given or any(item is None or item == "" for item in given):
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items or any(item is None or item == "" for item in items):
         return (), "missing answer"
-    if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in given):
+    if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         return (), "answer is not text, a number or a list of them"
-    if any(isinstance(item, float) and not math.isfinite(item) for item in given):
+    if any(isinstance(item, float) and not math.isfinite(item) for item in items):
         return (), "answer is not finite"
-    answers = tuple(dict.fromkeys(_number_or_text(item).strip() for item in given))
+    answers = tuple(dict.fromkeys(_number_or_text(item).strip() for item in items))
     if not all(answers):
         return (), "missing answer"
     return (answers, None) if all(map(_encodable, answers)) else ((), "answer is not valid Unicode")

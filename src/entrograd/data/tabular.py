@@ -26,7 +26,7 @@ class Place(NamedTuple):
     line: int | None = None
 
     def __str__(self) -> str:
-        """`row 2 (line 3)`, or `row 2` where there are no lines or both are the same."""
+        """`row 2 (line 3)`, or `row 2` if there are no lines or both are the same."""
         same = self.line in (None, self.row)
         return f"row {self.row}" if same else f"row {self.row} (line {self.line})"
 
@@ -49,9 +49,9 @@ def read_records(path: Path | str, wanted: Sequence[str], texts: Sequence[str]) 
     Args:
         path: a .jsonl, .ndjson, .csv or .parquet file.
         wanted: columns it must have; a JSONL file must have each in at least one record.
-        texts: those of them that must be text where the file types its columns.
+        texts: those of them that must be text if the file types its columns.
 
-    Raises InputError, before the first record, where the file is missing, empty, of another kind,
+    Raises InputError, before the first record, if the file is missing, empty, of another kind,
     not UTF-8, or lacks a wanted column.
     """
     path = Path(path)
@@ -85,7 +85,7 @@ def shown(record: object) -> str:
 def check_columns(
     schema: pa.Schema, where: str, wanted: Sequence[str], texts: Sequence[str]
 ) -> None:
-    """InputError where a wanted column is missing, or one of `texts` is not text."""
+    """InputError if a wanted column is missing, or one of `texts` is not text."""
     _check_names(schema.names, where, wanted)
     for name in texts:
         kind = schema.field(name).type
@@ -114,7 +114,7 @@ def _text(path: Path) -> str:
 
 
 def _jsonl(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records:  # noqa: ARG001
-    """Read twice: columns are known by what any row has, and rows are given one by one."""
+    """Read twice: the columns are those of all rows, and rows are given one by one."""
     names: dict[str, None] = {}
     objects = count = 0
     for _, line in _lines(path):
@@ -151,15 +151,15 @@ def _parse(line: str) -> dict[str, object] | Malformed:
 
 def _csv(path: Path, wanted: Sequence[str], texts: Sequence[str]) -> Records:  # noqa: ARG001
     reader = csv.reader(streams.StringIO(_text(path), newline=""), strict=True)
-    begins, found = 1, []
+    begins, lines = 1, []
     try:
         for row in reader:
             if row:
-                found.append((begins, row))
+                lines.append((begins, row))
             begins = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
-    (_, header), *rows = found or [(1, [])]
+    (_, header), *rows = lines or [(1, [])]
     _check_names(header, str(path), wanted)
     return (
         (Place(number, line), _fields(header, row))

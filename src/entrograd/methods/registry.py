@@ -87,7 +87,7 @@ def owner(key: str, names: Mapping[str, str]) -> type[Component] | None:
     return next((part for part in parts if key in _block_model((part,)).model_fields), None)
 
 
-def build(kind: type[C], names: Mapping[str, str], blocks: Mapping[str, Any]) -> C:
+def build(kind: type[C], names: Mapping[str, str], blocks: Mapping[str, Mapping[str, object]]) -> C:
     """The component in use of that kind with its parameters; `blocks` are checked."""
     name = names[kind.choice]
     return _with(component(kind, name), name, blocks.get(name, {}))

@@ -20,7 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -29,6 +29,9 @@ from entrograd.errors import InputError
 from entrograd.models import load
 from entrograd.models.params import BaseModelParams
 from entrograd.storage import hashing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("entrograd")
 
@@ -180,7 +183,7 @@ _FETCH: dict[str, Callable[[str, Path], Path]] = {
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _read(reference: str, place: Path) -> tuple[Any, Any]:
+def _read(reference: str, place: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer at a .gguf file or a folder of safetensors."""
     if place.suffix in PICKLES:
         raise InputError(_refusal(reference, place.name))
@@ -221,7 +224,7 @@ def _refusal(reference: str, file: str) -> str:
     )
 
 
-def _read_folder(folder: Path) -> tuple[Any, Any]:
+def _read_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype="auto", use_safetensors=True, **options
@@ -229,7 +232,7 @@ def _read_folder(folder: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(str(folder), **options)
 
 
-def _read_gguf(file: Path) -> tuple[Any, Any]:
+def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Every tensor of a GGUF file dequantised to float32, and the tokenizer in its metadata."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 

@@ -16,29 +16,38 @@ import secrets
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from entrograd.errors import InputError
 from entrograd.pipeline.params import Executor
 from entrograd.pipeline.parent import end_with_parent
 
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
 log = logging.getLogger("entrograd")
+
+Result = TypeVar("Result")
 
 # What opens a worker: arguments -> a context whose value maps a shard's number to its result. A
 # function of a module, since other processes import it; arguments and results are pickled.
-OpenWorker = Callable[..., AbstractContextManager[Callable[[int], Any]]]
+OpenWorker = Callable[..., AbstractContextManager[Callable[[int], Result]]]
 
 DEATHS = 3  # of workers on one shard before the run gives up
 CONNECT_SECONDS = 5.0
 
 
 def map_shards(
-    executor: Executor, open_worker: OpenWorker, arguments: tuple[Any, ...], shards: Sequence[int]
-) -> Iterator[tuple[int, Any]]:
+    executor: Executor,
+    open_worker: OpenWorker[Result],
+    arguments: tuple[object, ...],
+    shards: Sequence[int],
+) -> Iterator[tuple[int, Result]]:
     """(shard, its result) of every shard, as they are finished.
 
     Raises:
@@ -79,8 +88,11 @@ _opened: Callable[[int], Any] | None = None  # the worker of this process, once 
 
 
 def _processes(
-    executor: Executor, open_worker: OpenWorker, arguments: tuple[Any, ...], shards: Sequence[int]
-) -> Iterator[tuple[int, Any]]:
+    executor: Executor,
+    open_worker: OpenWorker[Result],
+    arguments: tuple[object, ...],
+    shards: Sequence[int],
+) -> Iterator[tuple[int, Result]]:
     waiting, deaths = list(shards), Counter[int]()
     while waiting:
         context = multiprocessing.get_context("spawn")
@@ -88,7 +100,7 @@ def _processes(
         pool = ProcessPoolExecutor(
             count, context, _process_started, (_threads(), context.Value("i", 0))
         )
-        running: dict[Any, int] = {}
+        running: dict[Future[Result], int] = {}
         try:
             todo = deque(waiting)
             while todo or running:
@@ -112,7 +124,7 @@ def _processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _process_started(threads: int, counter: Any) -> None:
+def _process_started(threads: int, counter: Synchronized[int]) -> None:
     import torch
 
     end_with_parent()
@@ -123,23 +135,30 @@ def _process_started(threads: int, counter: Any) -> None:
         torch.cuda.set_device(number % torch.cuda.device_count())
 
 
-def _in_process(open_worker: OpenWorker, arguments: tuple[Any, ...], shard: int) -> Any:
+def _in_process(
+    open_worker: OpenWorker[Result], arguments: tuple[object, ...], shard: int
+) -> Result:
     global _opened
     if _opened is None:
         stack = ExitStack()
         _opened = stack.enter_context(open_worker(*arguments))
         multiprocessing.util.Finalize(None, stack.close, exitpriority=10)
-    return _opened(shard)
+    result: Result = _opened(shard)
+    return result
 
 
 # --- many machines ---------------------------------------------------------------------------
 
 
-class _RayWorker:
+class _RayWorker(Generic[Result]):
     """An actor: opens its worker at the first shard, in the folder `folder`."""
 
     def __init__(
-        self, open_worker: OpenWorker, arguments: tuple[Any, ...], threads: int, folder: Path
+        self,
+        open_worker: OpenWorker[Result],
+        arguments: tuple[object, ...],
+        threads: int,
+        folder: Path,
     ) -> None:
         import torch
 
@@ -147,9 +166,9 @@ class _RayWorker:
         self.folder = folder
         self.open_worker, self.arguments = open_worker, arguments
         self.stack = ExitStack()
-        self.work: Callable[[int], Any] | None = None
+        self.work: Callable[[int], Result] | None = None
 
-    def run(self, shard: int) -> Any:
+    def run(self, shard: int) -> Result:
         if self.work is None:
             if not self.folder.is_dir():
                 raise InputError(
@@ -168,8 +187,11 @@ class _RayWorker:
 
 
 def _ray(
-    executor: Executor, open_worker: OpenWorker, arguments: tuple[Any, ...], shards: Sequence[int]
-) -> Iterator[tuple[int, Any]]:
+    executor: Executor,
+    open_worker: OpenWorker[Result],
+    arguments: tuple[object, ...],
+    shards: Sequence[int],
+) -> Iterator[tuple[int, Result]]:
     with _cluster(executor) as ray:
         remote = ray.remote(num_cpus=executor.cpus, num_gpus=executor.gpus)(_RayWorker)
         waiting, deaths, folder = deque(shards), Counter[int](), Path.cwd()
@@ -200,7 +222,7 @@ def _ray(
 
 
 @contextmanager
-def _cluster(executor: Executor) -> Iterator[Any]:
+def _cluster(executor: Executor) -> Iterator[ModuleType]:
     """Ray, connected to the cluster at executor.address or to one of its own on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if executor.address is None:  # Ray listens on all interfaces: nobody else may give it work

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from entrograd.errors import InputError
 from entrograd.pipeline.sections import Params
-from entrograd.report import curves, plots, provenance, samples, settings, tables
+from entrograd.report import curves, plots, provenance, samples, scores, settings, tables
 from entrograd.storage.files import atomic_folder, read_json, write_text
 from entrograd.storage.tables import read_table
 
@@ -80,7 +80,7 @@ def report(run: Params, inputs: Inputs, out: Path) -> str:
 
 def render(run: Params, inputs: Inputs) -> str:
     """The page's HTML."""
-    models, differences = tables.scores(read_json(inputs.summary), str(inputs.summary))
+    models, differences = scores.scores(read_json(inputs.summary), str(inputs.summary))
     compared, on = _comparisons(inputs.samples, [m.name for m in models])
     counts = {kind: sum(c.kind == kind for c in compared) for kind in samples.KINDS}
     annotate = _optional_json(inputs.annotate)
@@ -152,8 +152,8 @@ def _optional_json(path: Path | None) -> dict[str, Any]:
     return value
 
 
-def _benchmarks(path: Path | None) -> list[tables.BenchmarkScores]:
-    return tables.benchmark_scores(_optional_json(path), str(path))
+def _benchmarks(path: Path | None) -> list[scores.BenchmarkScores]:
+    return scores.benchmark_scores(_optional_json(path), str(path))
 
 
 def _notes(run: Params, inputs: Inputs, logs: Mapping[str, tables.Curve]) -> dict[str, str]:
@@ -174,11 +174,11 @@ def _notes(run: Params, inputs: Inputs, logs: Mapping[str, tables.Curve]) -> dic
     }
 
 
-def _curves(logs: Mapping[str, tables.Curve]) -> list[dict[str, Any]]:
+def _curves(logs: Mapping[str, tables.Curve]) -> list[dict[str, object]]:
     """One entry per figure that any run has: its words and its drawings of those runs."""
     hues = {"offline": plots.colour(1), "online": plots.colour(2)}
     runs = [(name, hues[name], columns) for name, columns in logs.items()]
-    found = []
+    found: list[dict[str, object]] = []
     for number, figure in enumerate(curves.FIGURES):
         drawings = []
         for run, hue, columns in runs:
@@ -203,7 +203,7 @@ def _preparation(prepare: dict[str, Any]) -> list[Block]:
     return [block for block in blocks if block.table or block.facts]
 
 
-def _group_figures(path: Path | None) -> list[dict[str, Any]]:
+def _group_figures(path: Path | None) -> list[dict[str, object]]:
     if path is None:
         return []
     table = read_table(path, "groups")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from entrograd.errors import extra
-from entrograd.report.tables import Bin, Score, histogram
+from entrograd.report.scores import Score
+from entrograd.report.tables import Bin, histogram
 
 Spec = dict[str, Any]
 

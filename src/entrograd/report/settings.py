@@ -102,9 +102,10 @@ def _values(settings: Params) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def _at(values: Mapping[str, Any], key: str) -> Any:
-    value: Any = values
+def _at(values: Mapping[str, object], key: str) -> object:
+    value: object = values
     for part in key.split("."):
+        assert isinstance(value, Mapping)
         value = value[part]
     return value
 

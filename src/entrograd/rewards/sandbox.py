@@ -1,8 +1,7 @@
 """Workers with hard limits: requests answered by processes that are killed when they take too long.
 
-A worker is `python -m MODULE`, a module of this package that calls `serve`; it starts with that
-module's imports and nothing else, speaks JSON lines over its pipes and ends with its parent. The
-work is done by a fork of it: one that is killed is replaced in milliseconds, with no new imports.
+A worker is `python -m MODULE`, a module of this package that calls `sandbox_worker.serve`; it
+starts with that module's imports and nothing else and speaks JSON lines over its pipes.
 """
 
 from __future__ import annotations
@@ -10,28 +9,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import selectors
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
-from entrograd.pipeline.parent import end_with_parent
+from entrograd.rewards.sandbox_worker import WALL, Reply, say
 
 START_SECONDS = 600.0  # a crowded machine; a worker that fails is noticed at once
-_WALL = 10.0  # times the limit of processor time: what a request may take on a crowded machine
 _GRACE_SECONDS = 30.0  # a worker enforces its limits itself; this much later it is given up
 _SOURCE = Path(__file__).parent.parent.parent
-_READY = "ready"
 _WORTH_A_WORKER = 16  # requests; starting a worker takes seconds
 
 
@@ -109,7 +103,7 @@ class HardLimitPool:
         index = pending.popleft()
         if worker.send(requests[index]):
             worker.request = index
-            worker.deadline = time.monotonic() + _WALL * self.seconds + _GRACE_SECONDS
+            worker.deadline = time.monotonic() + WALL * self.seconds + _GRACE_SECONDS
         else:  # it died while idle: not this request's doing
             pending.appendleft(index)
             worker.kill()
@@ -136,8 +130,8 @@ class HardLimitPool:
                 if worker.request is not None:
                     yield worker.request, None if reply == "" else Outcome("timeout")
             elif reply is not None:
-                value = json.loads(reply)
-                if value == _READY:
+                value: Reply | str = json.loads(reply)
+                if isinstance(value, str):  # READY
                     worker.ready = True
                 elif worker.request is not None:
                     yield worker.request, Outcome(value["kind"], value["value"])
@@ -179,7 +173,7 @@ class _Worker:
     def send(self, request: object) -> bool:
         """Whether the request reached the process's pipe."""
         try:
-            _say(self.requests, request)
+            say(self.requests, request)
         except OSError:
             return False
         return True
@@ -214,102 +208,3 @@ class _Worker:
 
     def last_words(self) -> str:  # of its standard error
         return (self._words.splitlines() or [f"no reply in {START_SECONDS:.0f} s"])[-1]
-
-
-def serve(handle: Callable[[Any], object], prepare: Callable[[], object]) -> None:
-    """The life of a worker: `prepare`, say so, then answer requests until the pipe closes.
-
-    Command line: the limits, in MiB of address space and in seconds of processor time. `handle`
-    runs in a fork; one that raises, dies or takes too long is ended, the next request gets another.
-    """
-    memory_mb, seconds = int(sys.argv[1]), float(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    with os.fdopen(os.dup(1), "wb") as replies:
-        os.dup2(2, 1)  # what a library prints is no reply
-        prepare()
-        _say(replies, _READY)
-        fork: _Fork | None = None
-        for line in sys.stdin.buffer:
-            # What requests leave behind may not decide: a fork that was not used has the last word.
-            for used in (True, False) if fork else (False,):
-                fork = fork or _Fork(handle, memory_mb, seconds, replies)
-                reply = fork.ask(line, _WALL * seconds)
-                if reply["kind"] != "done":
-                    fork.kill()
-                    fork = None
-                if reply["kind"] != "error" or not used:
-                    break
-            _say(replies, reply)
-
-
-class _Fork:
-    """A copy of the worker that does the work; all it shares with the worker is a socket."""
-
-    def __init__(
-        self, handle: Callable[[Any], object], memory_mb: int, seconds: float, replies: IO[bytes]
-    ) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._pid: int | None = os.fork()
-        if self._pid == 0:
-            try:
-                os.close(replies.fileno())
-                self._socket.close()
-                end_with_parent()
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
-                _work(handle, seconds, theirs)
-            finally:
-                os._exit(1)
-        theirs.close()
-
-    def ask(self, line: bytes, wall_seconds: float) -> dict[str, Any]:
-        """The reply, or what became of the request."""
-        deadline, reply = time.monotonic() + wall_seconds, b""
-        try:
-            self._socket.settimeout(wall_seconds)
-            self._socket.sendall(line)
-            while not reply.endswith(b"\n"):
-                self._socket.settimeout(max(1e-3, deadline - time.monotonic()))
-                part = self._socket.recv(1 << 16)
-                if not part:
-                    return self._died()
-                reply += part
-        except TimeoutError:
-            return {"kind": "timeout", "value": None}
-        except OSError:
-            return self._died()
-        return dict(json.loads(reply))
-
-    def kill(self) -> None:
-        """End it, whatever it is doing."""
-        if self._pid is not None:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        self._socket.close()
-
-    def _died(self) -> dict[str, Any]:
-        assert self._pid is not None
-        _, status = os.waitpid(self._pid, 0)
-        self._pid = None
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
-            return {"kind": "timeout", "value": None}
-        return {"kind": "error", "value": "Died"}
-
-
-def _work(handle: Callable[[Any], object], seconds: float, connection: socket.socket) -> None:
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process; no code can catch it
-    with connection.makefile("rb") as requests, connection.makefile("wb") as replies:
-        for line in requests:
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-            try:
-                reply = {"kind": "done", "value": handle(json.loads(line))}
-            except Exception as error:  # reported by name; the worker then ends this process
-                reply = {"kind": "error", "value": type(error).__name__}
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            _say(replies, reply)
-
-
-def _say(stream: IO[bytes], message: object) -> None:
-    stream.write(json.dumps(message).encode("ascii") + b"\n")
-    stream.flush()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class TransformersEngine:
     Where memory does not suffice it is halved, down to a completion at a time.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, token_budget: int) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, token_budget: int) -> None:
         self.model, self.tokenizer, self.token_budget = model, tokenizer, token_budget
         self.policy_version = policy_version(model)
         ends = sorted(_end_tokens(model, tokenizer))
@@ -251,9 +251,11 @@ class _Decoding:
             return False
         window = STOP_WINDOW + max(len(text) for text in self.sampling.stop)
         start = max(0, count - window)
-        decode, tokens = self.engine.tokenizer.decode, self.tokens[index].numpy()
-        known = len(decode(tokens[start:first])) if start < first else 0
-        return cut_at_stop(decode(tokens[start:count]), self.sampling.stop, known) is not None
+        decode, tokens = self.engine.tokenizer.decode, self.tokens[index]
+        known = len(decode(tokens[start:first].tolist())) if start < first else 0
+        return (
+            cut_at_stop(decode(tokens[start:count].tolist()), self.sampling.stop, known) is not None
+        )
 
     def _completion(self, index: int) -> Sampled:
         count = int(self.counts[index])

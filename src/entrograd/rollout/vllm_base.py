@@ -13,9 +13,9 @@ import math
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
@@ -23,7 +23,14 @@ from entrograd.models.forward import score
 from entrograd.models.load import load_model, load_tokenizer, policy_version
 from entrograd.rollout.engine import EngineError, Request, Sampled, finish, max_new_tokens
 from entrograd.rollout.params import RolloutParams, Sampling
-from entrograd.rollout.vllm_settings import device_sender, engine_dtype, on_cpu, transfer
+from entrograd.rollout.vllm_settings import (
+    Sender,
+    SyncClient,
+    device_sender,
+    engine_dtype,
+    on_cpu,
+    transfer,
+)
 from entrograd.storage.hashing import text_hash
 
 if TYPE_CHECKING:
@@ -34,6 +41,14 @@ log = logging.getLogger("entrograd")
 # What an engine's weights are proved by: letters, digits, signs, several lines.
 PROBE = "Question: what is 17 + 25 - 8?\nAnswer: 17 + 25 = 42, 42 - 8 = 34. The answer is 34.\n"
 MAX_GAP = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+
+
+class Output(TypedDict):
+    """A completion as vLLM returns it."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # of the sampled tokens, nats
+    finish_reason: str | None
 
 
 class VllmEngine(ABC):
@@ -58,7 +73,7 @@ class VllmEngine(ABC):
         self._latest = folder.absolute()  # where a restarted engine finds the current weights
         self._updates = 0
         self._model: Any = None  # the trainer's
-        self._sender: Any = None  # of weights, from GPU to GPU
+        self._sender: Sender | None = None  # from GPU to GPU
         self._probe = self.tokenizer(PROBE)["input_ids"]
         try:
             self._start()
@@ -109,8 +124,8 @@ class VllmEngine(ABC):
         """The log-probability of each of `ids` but the first, at temperature 1."""
 
     @abstractmethod
-    def _sync_client(self) -> Any:
-        """vLLM's weight-transfer calls (its VLLMWeightSyncClient)."""
+    def _sync_client(self) -> SyncClient:
+        """The engine's weight-transfer calls."""
 
     # --- weights ---------------------------------------------------------------------------------
 
@@ -186,21 +201,19 @@ class VllmEngine(ABC):
 
     # --- completions -----------------------------------------------------------------------------
 
-    def _completion(
-        self, request: Request, output: Mapping[str, Any], sampling: Sampling
-    ) -> Sampled:
-        """From vLLM's `token_ids`, `logprobs` and `finish_reason`, checked."""
-        ids, logprobs = list(output["token_ids"]), list(output["logprobs"])
-        if output["finish_reason"] not in ("stop", "length") or len(ids) != len(logprobs):
+    def _completion(self, request: Request, output: Output, sampling: Sampling) -> Sampled:
+        """vLLM's completion, checked."""
+        ids, logprobs, reason = output["token_ids"], output["logprobs"], output["finish_reason"]
+        if reason not in ("stop", "length") or len(ids) != len(logprobs):
             raise EngineError(
-                f"prompt {request.prompt_id}: vLLM ended with {output['finish_reason']!r}, "
+                f"prompt {request.prompt_id}: vLLM ended with {reason!r}, "
                 f"{len(ids)} tokens and {len(logprobs)} log-probabilities"
             )
         if not all(math.isfinite(value) and value > -9999 for value in logprobs):
             raise EngineError(f"prompt {request.prompt_id}: vLLM gave a log-probability of -inf")
         if sampling.temperature == 0:
             logprobs = [0.0] * len(ids)
-        return finish(self.tokenizer, ids, logprobs, output["finish_reason"], sampling)
+        return finish(self.tokenizer, ids, logprobs, reason, sampling)
 
 
 def sampling_arguments(request: Request, sampling: Sampling, seed: int) -> dict[str, object]:

@@ -11,23 +11,36 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from transformers import AutoConfig
 
 from entrograd.pipeline.progress import Progress
 from entrograd.rollout.engine import EngineError, Request, Sampled, check_requests
 from entrograd.rollout.params import Sampling
-from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
-from entrograd.rollout.vllm_settings import engine_arguments, environment, on_cpu, require_vllm
+from entrograd.rollout.vllm_base import Output, VllmEngine, sampling_arguments
+from entrograd.rollout.vllm_settings import (
+    engine_arguments,
+    environment,
+    on_cpu,
+    require_vllm,
+    transfer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from vllm import LLM, RequestOutput
+    from vllm import LLM, CompletionOutput
+    from vllm.v1.engine.core_client import SyncMPClient
 
 log = logging.getLogger("entrograd")
 
 T = TypeVar("T")
+
+
+class Drawn(Output):
+    """A completion, and the weights that drew it."""
+
+    versions: list[str]
 
 
 class InProcessVllm(VllmEngine):
@@ -46,7 +59,7 @@ class InProcessVllm(VllmEngine):
         """One completion a request, in order; equal to the bit for equal calls on one machine."""
         check_requests(requests, sampling, self._context)
 
-        def draw(attempt: int) -> list[dict[str, Any]]:
+        def draw(attempt: int) -> list[Drawn]:
             if attempt:
                 self._restore()
             return self._draw(requests, sampling, seed)
@@ -81,9 +94,7 @@ class InProcessVllm(VllmEngine):
             "kv_cache_gib or gpu_memory_utilization"
         )
 
-    def _draw(
-        self, requests: Sequence[Request], sampling: Sampling, seed: int
-    ) -> list[dict[str, Any]]:
+    def _draw(self, requests: Sequence[Request], sampling: Sampling, seed: int) -> list[Drawn]:
         from vllm import SamplingParams
 
         self._awake()
@@ -113,10 +124,10 @@ class InProcessVllm(VllmEngine):
         config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
         self._context = self.params.vllm.max_model_len or config.max_position_embeddings
         arguments = engine_arguments(self.params, config.max_position_embeddings)
-        if transfer_config := arguments.pop("weight_transfer_config", None):
+        if (backend := transfer(self.params)) != "folder":
             from vllm.config.weight_transfer import WeightTransferConfig
 
-            arguments["weight_transfer_config"] = WeightTransferConfig(**transfer_config)
+            arguments["weight_transfer_config"] = WeightTransferConfig(backend=backend)
         from vllm import LLM
 
         try:
@@ -161,7 +172,7 @@ class InProcessVllm(VllmEngine):
             output.prompt_logprobs[place][token].logprob for place, token in enumerate(ids) if place
         ]
 
-    def _sync_client(self) -> Any:
+    def _sync_client(self) -> _SyncClient:
         return _SyncClient(self._llm)
 
     # --- sleep, on GPUs --------------------------------------------------------------------------
@@ -195,7 +206,7 @@ class _SyncClient:
         self.llm.finish_weight_update(weight_version)
 
 
-def _drawn(output: RequestOutput) -> dict[str, Any]:
+def _drawn(output: CompletionOutput) -> Drawn:
     return {
         "token_ids": list(output.token_ids),
         "logprobs": [
@@ -206,7 +217,7 @@ def _drawn(output: RequestOutput) -> dict[str, Any]:
     }
 
 
-def _watch(core: Any) -> None:
+def _watch(core: SyncMPClient) -> None:
     """vLLM 0.32 waits for ever for the answer of an engine process that was killed: whoever waits
     gets vLLM's error instead."""
     sentinels = [process.sentinel for process in core.resources.engine_manager.processes]

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import requests
-from requests.adapters import HTTPAdapter
 
 from entrograd.errors import InputError
 from entrograd.models.forward import score
@@ -27,7 +23,8 @@ from entrograd.models.load import load_model
 from entrograd.pipeline.progress import Progress
 from entrograd.rollout.engine import EngineError, Request, Sampled, check_requests
 from entrograd.rollout.params import RolloutParams, Sampling
-from entrograd.rollout.vllm_base import VllmEngine, sampling_arguments
+from entrograd.rollout.vllm_base import Output, VllmEngine, sampling_arguments
+from entrograd.rollout.vllm_http import ABSENT, ServerLostError, Wait, call, session
 from entrograd.rollout.vllm_process import ManagedServer
 from entrograd.rollout.vllm_settings import require_vllm
 
@@ -35,16 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger("entrograd")
-
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before the first retry; doubled up to the longest
-ABSENT = (
-    "it is served by `vllm serve --enable-scale-out` with VLLM_SERVER_DEV_MODE=1 (docs/vllm.md has "
-    "the whole command)"
-)
-
-
-class ServerLostError(Exception):
-    """The server did not answer, or answered that it cannot now: worth another attempt."""
 
 
 class VllmServer(VllmEngine):
@@ -61,13 +48,7 @@ class VllmServer(VllmEngine):
         follows: bool = False,
     ) -> None:
         self.follows = follows  # another process replaces the weights
-        self._http = requests.Session()
-        self._http.trust_env = params.vllm.url is not None  # no proxy between us and loopback
-        adapter = HTTPAdapter(pool_maxsize=params.vllm.concurrency)
-        for scheme in ("http://", "https://"):
-            self._http.mount(scheme, adapter)
-        if key := os.environ.get("VLLM_API_KEY"):
-            self._http.headers["Authorization"] = f"Bearer {key}"
+        self._http = session(params.vllm)
         super().__init__(params, folder, policy, work)
         if params.vllm.url:
             self._check_logprobs(policy or load_model(folder, params.dtype, "cpu"))
@@ -123,7 +104,11 @@ class VllmServer(VllmEngine):
                 losses.append(error)
                 return None
             content = (choice["logprobs"] or {}).get("content") or ()
-            output = {**choice, "logprobs": [token["logprob"] for token in content]}
+            output: Output = {
+                "token_ids": list(choice["token_ids"]),
+                "logprobs": [token["logprob"] for token in content],
+                "finish_reason": choice["finish_reason"],
+            }
             return self._completion(requests[row], output, sampling)
 
         with ThreadPoolExecutor(self.params.vllm.concurrency) as pool:
@@ -235,35 +220,16 @@ class VllmServer(VllmEngine):
             if place
         ]
 
-    def _sync_client(self) -> Any:
+    def _sync_client(self) -> _SyncClient:
         return _SyncClient(self)
 
     # --- HTTP ------------------------------------------------------------------------------------
 
-    def _call(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        """POST `body` (GET where None). ServerLostError where trying again may help; InputError
-        or EngineError, with the server's own words, where it cannot."""
-        url, seconds = f"{self._url}/{path}", self.params.vllm.timeout_seconds
-        try:
-            answer = self._http.request(
-                "GET" if body is None else "POST", url, json=body, timeout=(10, seconds)
-            )
-        except requests.RequestException as error:
-            raise ServerLostError(f"{type(error).__name__} at /{path}") from None
-        if answer.status_code >= 500 or answer.status_code == 429:
-            raise ServerLostError(f"status {answer.status_code} at /{path}: {answer.text[:200]}")
-        if answer.status_code == 401:
-            raise InputError(f"{url}: status 401; set VLLM_API_KEY to the server's key")
-        if answer.status_code in (403, 404):
-            raise InputError(f"{url}: status {answer.status_code}; {ABSENT}")
-        if answer.status_code >= 400:
-            raise EngineError(f"{url}: status {answer.status_code}: {answer.text[:500]}")
-        try:
-            return answer.json() if answer.content else {}
-        except requests.JSONDecodeError:
-            raise ServerLostError(f"an answer that is not JSON at /{path}") from None
+    def _call(self, path: str, body: Mapping[str, object] | None) -> Any:
+        """See `vllm_http.call`."""
+        return call(self._http, self._url, path, body, self.params.vllm.timeout_seconds)
 
-    def _surely(self, path: str, body: Mapping[str, Any] | None) -> Any:
+    def _surely(self, path: str, body: Mapping[str, object] | None) -> Any:
         """`_call`, with retries: for what may be done twice."""
         for wait in self._attempts():
             try:
@@ -272,28 +238,6 @@ class VllmServer(VllmEngine):
                 wait.until_next(error, progress=False)
                 self._revive()
         raise AssertionError("_attempts goes on until it raises")
-
-
-class Wait:
-    """Waiting that doubles while nothing comes back; EngineError after `retries` in a row."""
-
-    def __init__(self, retries: int, what: str) -> None:
-        self.retries, self.what = retries, what
-        self.failed, self.seconds = 0, FIRST_WAIT
-
-    def until_next(self, lost: Exception, progress: bool) -> None:
-        """Sleep before the next attempt."""
-        if progress:
-            self.failed, self.seconds = 0, FIRST_WAIT
-        self.failed += 1
-        if self.failed > self.retries:
-            raise EngineError(
-                f"{self.what}: lost ({lost}), and {self.retries} more attempts brought nothing; "
-                "start it again (finished work is kept) or raise execution.rollout.vllm.retries"
-            )
-        log.warning("%s: lost (%s); next attempt in %.1f s", self.what, lost, self.seconds)
-        time.sleep(self.seconds)
-        self.seconds = min(2 * self.seconds, LONGEST_WAIT)
 
 
 class _SyncClient:

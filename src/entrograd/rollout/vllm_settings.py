@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -18,6 +18,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WORKER = "entrograd.rollout.vllm_worker.WorkerExtension"
+
+
+class SyncClient(Protocol):
+    """The calls of a weight transfer that a trainer makes: vLLM's VLLMWeightSyncClient."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, object]) -> None:
+        """Connect the workers to the trainer."""
+
+    def start_weight_update(self) -> None:
+        """Get ready for weights."""
+
+    def update_weights(self, update_info: object) -> None:
+        """Receive weights."""
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Put them in place."""
+
+
+class Sender(Protocol):
+    """The trainer's side of a weight transfer."""
+
+    def send_weights(self) -> object:
+        """Send all weights."""
 
 
 def engine_dtype(params: RolloutParams) -> torch.dtype:
@@ -39,14 +62,15 @@ def transfer(params: RolloutParams) -> str:
     return "ipc" if alone and not on_cpu() else "folder"
 
 
-def engine_arguments(params: RolloutParams, context: int) -> dict[str, Any]:
+def engine_arguments(params: RolloutParams, context: int) -> dict[str, object]:
     """vLLM's EngineArgs, by name: arguments of LLM and, with dashes, of its server."""
     chosen, cpu = params.vllm, on_cpu()
-    arguments: dict[str, Any] = {
+    longest = chosen.max_model_len or context
+    arguments: dict[str, object] = {
         "dtype": str(engine_dtype(params)).removeprefix("torch."),
         "seed": 0,  # each request brings its own
         "tensor_parallel_size": chosen.tensor_parallel_size,
-        "max_model_len": chosen.max_model_len or context,
+        "max_model_len": longest,
         "max_num_seqs": chosen.max_num_seqs,
         "enforce_eager": cpu if chosen.enforce_eager is None else chosen.enforce_eager,
         "enable_prefix_caching": True,
@@ -60,7 +84,7 @@ def engine_arguments(params: RolloutParams, context: int) -> dict[str, Any]:
     if cpu:
         # A prompt computed in parts resets its request's generator, which the CPU's cannot.
         arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(8192, arguments["max_model_len"])
+        arguments["max_num_batched_tokens"] = max(8192, longest)
     if (backend := transfer(params)) != "folder":
         arguments["weight_transfer_config"] = {"backend": backend}
     return arguments
@@ -111,8 +135,10 @@ def require_vllm(engine: str) -> None:
         )
 
 
-def device_sender(backend: str, params: RolloutParams, client: Any, model: PreTrainedModel) -> Any:
-    """vLLM's trainer side of a weight transfer between GPUs; `send_weights()` does one."""
+def device_sender(
+    backend: str, params: RolloutParams, client: SyncClient, model: PreTrainedModel
+) -> Sender:
+    """vLLM's sender of weights between GPUs."""
     from vllm.distributed.weight_transfer.base import ModuleSource
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
@@ -128,6 +154,7 @@ def device_sender(backend: str, params: RolloutParams, client: Any, model: PreTr
         start = NCCLTrainerInitInfo(
             rank=0, master_address=get_ip(), master_port=get_open_port(), world_size=workers + 1
         )
-    return WeightTransferTrainerFactory.trainer_init(
+    sender: Sender = WeightTransferTrainerFactory.trainer_init(
         start, client=client, source=ModuleSource(model)
     )
+    return sender

@@ -59,8 +59,8 @@ def _temporary(path: Path, make: Callable[..., str]) -> Iterator[Path]:
             _remove(temporary)
 
 
-def _new_file(**where: Any) -> str:
-    handle, name = tempfile.mkstemp(**where)
+def _new_file(prefix: str, suffix: str, dir: Path) -> str:
+    handle, name = tempfile.mkstemp(suffix, prefix, dir)
     os.close(handle)
     return name
 

@@ -45,11 +45,11 @@ ROUND = (
            "Mean over all groups the round drew, by the estimator rao: 0 where all completions "
            "of a group give the same answer. Offline, over the update's groups, by "
            "seed_grpo.estimator."),
-    Metric("no_answer_fraction", "no answer", "share of completions", "round",
+    Metric("no_answer_fraction", "no answer", "fraction of completions", "round",
            "Drawn completions in which no answer was found.", "lower"),
-    Metric("truncated_fraction", "truncated", "share of completions", "round",
+    Metric("truncated_fraction", "truncated", "fraction of completions", "round",
            "Drawn completions that ended at the length limit without an answer.", "lower"),
-    Metric("timeout_fraction", "timeout", "share of completions", "round",
+    Metric("timeout_fraction", "timeout", "fraction of completions", "round",
            "Drawn completions whose comparison took too long.", "lower"),
     Metric("alarms", "alarms", "alarms", "round",
            "Alarms that the drawn completions raised (docs/annotation.md).", "lower"),
@@ -57,7 +57,7 @@ ROUND = (
            "Dynamic sampling: groups drawn for the round.", "lower"),
     Metric("groups_carried", "carried over", "groups", "round",
            "Dynamic sampling: groups that the round before left."),
-    Metric("signal_fraction", "with signal", "share of groups", "round",
+    Metric("signal_fraction", "with signal", "fraction of groups", "round",
            "Dynamic sampling: groups expected to have an advantage, as the next round is "
            "planned.", "higher"),
     Metric("draws", "draws", "draws", "round", "Dynamic sampling: calls of the engine.", "lower"),
@@ -77,7 +77,7 @@ UPDATE = (
            "Online: mean reward, as graded, of the completions trained on."),
     Metric("length_mean", "mean length", "tokens per completion", "update",
            "Trained tokens per completion."),
-    Metric("zero_signal_fraction", "no signal", "share of groups", "update",
+    Metric("zero_signal_fraction", "no signal", "fraction of groups", "update",
            "Groups whose advantages are all zero, as where all rewards are equal.", "lower"),
     Metric("kl_k1", "KL (k1)", "KL, nats per token", "update",
            "KL divergence of the trained policy from the one that drew the completions, k1 "
@@ -90,12 +90,12 @@ UPDATE = (
     Metric("kl_ref", "KL", "KL, nats per token", "update",
            "KL divergence of the trained policy from the reference model, k3 estimate; where "
            "there is one."),
-    Metric("clip_low", "below the bound", "share of tokens", "update",
+    Metric("clip_low", "below the bound", "fraction of tokens", "update",
            "Trained tokens without gradient because the ratio that the loss clips (the token's, "
            "or the sequence's in GSPO and GRPO-S) is below its bound and the advantage negative."),
-    Metric("clip_high", "above the bound", "share of tokens", "update",
+    Metric("clip_high", "above the bound", "fraction of tokens", "update",
            "The same where the ratio is above its bound and the advantage positive."),
-    Metric("weight_capped", "at the bound", "share of tokens", "update",
+    Metric("weight_capped", "at the bound", "fraction of tokens", "update",
            "CISPO, in place of clip_low and clip_high: trained tokens with an advantage whose "
            "importance weight is the bound; they keep their gradient."),
     Metric("entropy_mean", "mean", "entropy, nats", "update",
@@ -112,18 +112,18 @@ UPDATE = (
     Metric("weighting_mean", "mean", "multiplier", "update",
            "Mean factor of the prompt weighting on a group's advantages."),
     Metric("weighting_min", "smallest", "multiplier", "update", "The smallest factor of a group."),
-    Metric("nonzero_tokens", "with an advantage", "share of tokens", "update",
+    Metric("nonzero_tokens", "with an advantage", "fraction of tokens", "update",
            "Trained tokens whose advantage is not zero."),
     Metric("advantage_correct", "correct", "advantage", "update",
            "Mean advantage of the tokens of correct completions."),
     Metric("advantage_wrong", "wrong", "advantage", "update",
            "Mean advantage of the tokens of wrong completions."),
-    Metric("positive_correct", "correct, positive", "share of tokens", "update",
+    Metric("positive_correct", "correct, positive", "fraction of tokens", "update",
            "Tokens of correct completions that are pushed up, in groups whose composed rewards "
            "differ."),
-    Metric("negative_wrong", "wrong, negative", "share of tokens", "update",
+    Metric("negative_wrong", "wrong, negative", "fraction of tokens", "update",
            "Tokens of wrong completions that are pushed down, in the same groups."),
-    Metric("kept_tokens", "kept", "share of tokens", "update",
+    Metric("kept_tokens", "kept", "fraction of tokens", "update",
            "Tokens with an advantage in the same groups: what a mask (ASR, high-entropy tokens) "
            "leaves in the loss."),
     Metric("mismatch_mean", "mean", "nats", "update",

@@ -18,10 +18,10 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from entrograd.errors import InputError
 from entrograd.models.load import system_errors
 from entrograd.pipeline.fingerprint import FILE as ORIGIN
-from entrograd.pipeline.fingerprint import differences
+from entrograd.pipeline.fingerprint import Fingerprint, differences
 from entrograd.storage.files import atomic_folder, read_json, remove_folder, write_json
 from entrograd.storage.hashing import sha256
 from entrograd.train.optimizer import Optimizer
@@ -47,6 +47,29 @@ SLOW_DISK = 3e8
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be read or belongs to another run."""
+
+
+class FileRecord(TypedDict):
+    """A file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """A checkpoint's files by name, and the run it belongs to."""
+
+    files: dict[str, FileRecord]
+    origin: Fingerprint
+
+
+class RandomState(TypedDict):
+    """The state of every global random generator, as JSON."""
+
+    python: tuple[int, Sequence[int], float | None]
+    numpy: tuple[str, Sequence[int], int, int, float]
+    torch: str  # base64
+    cuda: list[str]  # of each device
 
 
 @dataclass
@@ -207,9 +230,9 @@ class Checkpoints:
             if path not in kept:
                 remove_folder(path)
 
-    def _checked(self, path: Path) -> dict[str, Any]:
+    def _checked(self, path: Path) -> Manifest:
         try:
-            manifest: dict[str, Any] = read_json(path / MANIFEST)
+            manifest: Manifest = read_json(path / MANIFEST)
             files = manifest["files"]
         except (InputError, KeyError, TypeError):
             raise DamagedError(f"{path}: a damaged checkpoint: no whole {MANIFEST}") from None
@@ -236,12 +259,13 @@ class DamagedError(CheckpointError):
     """A file of a checkpoint is absent, cut off or changed."""
 
 
-def random_state() -> dict[str, Any]:
+def random_state() -> RandomState:
     """The state of every global random generator, as JSON."""
+    version, internal, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
-        "python": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "python": (version, internal, gauss),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
         "torch": _text(torch.get_rng_state()),
         "cuda": [_text(s) for s in torch.cuda.get_rng_state_all()]
         if torch.cuda.is_available()
@@ -249,12 +273,12 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
+def set_random_state(state: RandomState) -> None:
     """Put `random_state()` back. GPUs that are not there any more are left out."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    kind, keys, place, spare, number = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), place, spare, number))
     torch.set_rng_state(_tensor(state["torch"]))
     for device, text in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
         torch.cuda.set_rng_state(_tensor(text), device)

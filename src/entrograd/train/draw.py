@@ -76,7 +76,6 @@ class RoundDrawer:
 
     def __init__(
         self,
-        *,
         params: TrainOnlineStage,
         recipe: Recipe,
         policy: Policy,

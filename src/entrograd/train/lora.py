@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +18,14 @@ from entrograd.errors import InputError, extra
 from entrograd.train.params import Lora
 
 if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
     from torch.nn import Module
+    from transformers import PreTrainedModel
 
 NAME = "default"  # PEFT's own for a model's only adapter
 
 
-def add_adapters(model: Module, params: Lora, seed: int) -> None:
+def add_adapters(model: PreTrainedModel, params: Lora, seed: int) -> None:
     """Freeze the weights of `model` and put adapters beside its linear layers, in place.
 
     A is drawn with `seed`, B is zero: the model computes what it did. InputError names a target
@@ -44,19 +46,21 @@ def add_adapters(model: Module, params: Lora, seed: int) -> None:
     model.eval()
 
 
-def plain_model(adapted: Any) -> Any:
+def plain_model(adapted: PreTrainedModel) -> PreTrainedModel:
     """A model without adapters that shares every tensor of `adapted` but the weights beside which
     those are; `merge` fills them in."""
     shared = {id(tensor): tensor for tensor in (*adapted.parameters(), *adapted.buffers())}
     plain = copy.deepcopy(adapted, shared)
     for name, layer in _adapters(plain):
-        layer.base_layer.weight = Parameter(layer.base_layer.weight.detach().clone(), False)
-        plain.set_submodule(name, layer.base_layer)
+        linear = layer.base_layer
+        assert isinstance(linear, Linear)
+        linear.weight = Parameter(linear.weight.detach().clone(), False)
+        plain.set_submodule(name, linear)
     del plain.peft_config
     return plain
 
 
-def merge(plain: Any, adapted: Any, adapters: Mapping[str, Tensor], base: Any) -> None:
+def merge(plain: Module, adapted: Module, adapters: Mapping[str, Tensor], base: Module) -> None:
     """Give `plain` the weights W + s B A, added up in float32 and rounded to its dtype.
 
     Args:
@@ -69,18 +73,18 @@ def merge(plain: Any, adapted: Any, adapters: Mapping[str, Tensor], base: Any) -
         for name, layer in _adapters(adapted):
             a, b = (adapters[f"{name}.lora_{part}.{NAME}.weight"] for part in "AB")
             change = layer.scaling[NAME] * (b.float() @ a.float())
-            frozen, weight = base.get_submodule(name).weight, plain.get_submodule(name).weight
+            frozen, weight = (m.get_parameter(f"{name}.weight") for m in (base, plain))
             weight.copy_(frozen.float() + change.to(frozen.device))
 
 
-def _adapters(model: Module) -> Iterator[tuple[str, Any]]:
+def _adapters(model: Module) -> Iterator[tuple[str, LoraLayer]]:
     """(name, layer) of every layer that has an adapter."""
     from peft.tuners.lora import LoraLayer
 
     yield from [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
 
 
-def _targets(model: Any, wanted: list[str] | None) -> list[str]:
+def _targets(model: PreTrainedModel, wanted: list[str] | None) -> list[str]:
     """The full names of the linear layers to adapt: all but the output head, or those whose name
     is, or ends in, one of `wanted`."""
     head = model.get_output_embeddings()

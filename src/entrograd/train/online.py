@@ -8,12 +8,14 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from entrograd.annotate.completions import Prompts
+from entrograd.annotate.params import AnnotateParams
 from entrograd.annotate.reward_weights import read_entropies
 from entrograd.methods.recipe import Recipe
 from entrograd.methods.registry import recipe as choose
 from entrograd.models.load import load_tokenizer
 from entrograd.pipeline.progress import progress
 from entrograd.rewards.verify.grade import Grader
+from entrograd.rollout.engine import Engine
 from entrograd.rollout.engines import check_processes, open_engine
 from entrograd.rollout.rollout import encoded_prompts
 from entrograd.train.batch import examples
@@ -77,8 +79,14 @@ def train_online(
     begun = optimizer.done // per_round
     with (
         progress(online.rounds, "rounds", "train_online", begun) as bar,
-        _drawer(params, model, resume, recipe, policy, training, scoring, stopwatch) as drawer,
-        _source(drawer, stored, heldout, state) as source,
+        _engine(params, model, policy, resume) as engine,
+        _annotator(params.annotate, training, scoring, stopwatch) as annotator,
+        _source(
+            RoundDrawer(params, recipe, policy, training, engine, annotator),
+            stored,
+            heldout,
+            state,
+        ) as source,
     ):
         for update in range(optimizer.done, online.rounds * per_round):
             number, part = divmod(update, per_round)
@@ -130,31 +138,19 @@ def _step_settings(params: TrainOnlineStage) -> StepSettings:
     )
 
 
-@contextmanager
-def _drawer(
-    params: TrainOnlineStage,
-    model: Path,
-    resume: Path,
-    recipe: Recipe,
-    policy: Policy,
-    prompts: TrainingPrompts,
-    score: Scoring,
-    stopwatch: Stopwatch,
-) -> Iterator[RoundDrawer]:
-    """What draws rounds; its grader and engine live as long as the context."""
+def _engine(params: TrainOnlineStage, model: Path, policy: Policy, resume: Path) -> closing[Engine]:
+    """The engine that draws from the policy, for as long as the context lives."""
     rank = policy.processes.rank
-    with (
-        Grader(params.annotate.grader) as grader,
-        closing(open_engine(params.rollout, model, policy.sampler(), resume, rank)) as engine,
-    ):
-        yield RoundDrawer(
-            params=params,
-            recipe=recipe,
-            policy=policy,
-            prompts=prompts,
-            engine=engine,
-            annotator=Annotator(params.annotate, prompts.rows, score, grader, stopwatch),
-        )
+    return closing(open_engine(params.rollout, model, policy.sampler(), resume, rank))
+
+
+@contextmanager
+def _annotator(
+    params: AnnotateParams, prompts: TrainingPrompts, scoring: Scoring, stopwatch: Stopwatch
+) -> Iterator[Annotator]:
+    """What annotates rounds; its grader lives as long as the context."""
+    with Grader(params.grader) as grader:
+        yield Annotator(params, prompts.rows, scoring, grader, stopwatch)
 
 
 @contextmanager

@@ -62,16 +62,14 @@ class Lora(Section):
     target_modules: Annotated[list[str], Field(min_length=1)] | None = None
 
 
-class TrainOfflineParams(Section):
-    """Stage train_offline: epochs over the stored, annotated rollouts. `reference`: the folder of
-    the model that penalties and implicit rewards are measured against, for methods that need one.
-    `lora`: train adapters alone; null: all weights. `share_prompts`: compute each prompt once for
-    its completions; null: where that saves tokens.
+class TrainParams(Section):
+    """What both training stages have. `reference`: the folder of the model that penalties and
+    implicit rewards are measured against, for methods that need one. `lora`: train adapters alone;
+    null: all weights. `share_prompts`: compute each prompt once for its completions; null: if that
+    saves tokens.
     """
 
     reference: str | None = None
-    epochs: Annotated[int, Field(ge=0)] = 1
-    prompts_per_update: Positive = 16
     optimizer: Optimizer = Optimizer()
     lora: Lora | None = None
     token_budget: Annotated[Positive, Execution] = 16384
@@ -83,6 +81,13 @@ class TrainOfflineParams(Section):
 
     def files(self) -> list[str]:
         return [self.reference] if self.reference else []
+
+
+class TrainOfflineParams(TrainParams):
+    """Stage train_offline: epochs over the stored, annotated rollouts."""
+
+    epochs: Annotated[int, Field(ge=0)] = 1
+    prompts_per_update: Positive = 16
 
 
 class MismatchGate(Section):
@@ -119,20 +124,18 @@ class HeldoutAccuracy(Section):
     problems: Positive = 128
 
 
-class TrainOnlineParams(Section):
+class TrainOnlineParams(TrainParams):
     """Stage train_online: each round samples `prompts_per_round` groups, grades and annotates them
     and passes over them `epochs_per_round` times. A pass makes one update on the whole round, or,
     with `prompts_per_update`, one on each mini-batch of at most so many groups. A round that
     dynamic sampling leaves short is divided into as many mini-batches as any other, of fewer
     groups. `evaluate` (null: never) adds the column `heldout_accuracy` to the curve. Sampling,
-    group size and grading are those of sections rollout and annotate; `reference`, `lora` and
-    `share_prompts` are as in train_offline.
+    group size and grading are those of sections rollout and annotate.
     `prefetch`: a round is sampled while the updates of the round before it run, by the policy from
     before them; importance weights (the method's `importance_sampling`) make up for it. For
     engines vllm and vllm_server.
     """
 
-    reference: str | None = None
     rounds: Annotated[int, Field(ge=0)] = 100
     prompts_per_round: Positive = 16
     prompts_per_update: Positive | None = None
@@ -141,14 +144,6 @@ class TrainOnlineParams(Section):
     prefetch: bool = False
     dynamic_sampling: DynamicSampling | None = None
     mismatch: MismatchGate = MismatchGate()
-    optimizer: Optimizer = Optimizer()
-    lora: Lora | None = None
-    token_budget: Annotated[Positive, Execution] = 16384
-    share_prompts: bool | None = None
-    seed: int = 0
-    checkpoint: Checkpoint = Checkpoint()
-    dtype: DType = "auto"
-    device: Annotated[Device, Execution] = "auto"
 
     @model_validator(mode="after")
     def _mini_batches(self) -> TrainOnlineParams:
@@ -158,9 +153,6 @@ class TrainOnlineParams(Section):
                 f"{self.prompts_per_round} (prompts_per_round); lower it, or null: the whole round"
             )
         return self
-
-    def files(self) -> list[str]:
-        return [self.reference] if self.reference else []
 
 
 class TrainOfflineStage(Section):

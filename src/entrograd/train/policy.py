@@ -17,7 +17,7 @@ from entrograd.storage.files import atomic_folder
 from entrograd.storage.tables import write_table
 from entrograd.train.lora import add_adapters, merge, plain_model
 from entrograd.train.optimizer import Optimizer
-from entrograd.train.params import Lora, TrainOfflineParams, TrainOnlineParams
+from entrograd.train.params import Lora, TrainParams
 from entrograd.train.processes import ALONE, Processes
 from entrograd.train.sharding import collected, shard, whole
 
@@ -58,7 +58,7 @@ class Policy:
     def load(
         cls,
         path: Path,
-        params: TrainOfflineParams | TrainOnlineParams,
+        params: TrainParams,
         updates: int,
         processes: Processes = ALONE,
     ) -> Policy:

@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from entrograd.errors import InputError
 from entrograd.methods.recipe import Recipe
 from entrograd.storage.metrics import CURVE
-from entrograd.train.params import TrainOfflineParams, TrainOnlineParams
+from entrograd.train.params import TrainParams
 
 
 def check_required_columns(
     recipe: Recipe,
     section: str,
-    stage: TrainOfflineParams | TrainOnlineParams,
+    stage: TrainParams,
     heads: Collection[str] | None,
 ) -> None:
     """InputError where section `section` of params.yaml, `stage`, can't have a column that

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -20,6 +20,14 @@ from entrograd.storage.tables import read_table, shard_name, write_table
 from entrograd.train.params import TrainOnlineParams
 
 log = logging.getLogger("entrograd")
+
+
+class Position(TypedDict):
+    """Where a prompt order stands; its size does not grow with the number of prompts."""
+
+    permutations: int
+    offset: int  # within the newest permutation
+    skipped: list[int]
 
 
 class PromptOrder(Iterator[list[int]]):
@@ -44,15 +52,15 @@ class PromptOrder(Iterator[list[int]]):
             chosen.append(following)
         return chosen
 
-    def position(self) -> dict[str, Any]:
-        """Where it stands, as JSON: its size does not grow with the number of prompts."""
+    def position(self) -> Position:
+        """Where it stands, as JSON."""
         return {
             "permutations": self._permutations,
             "offset": self._offset,
             "skipped": list(self._skipped),
         }
 
-    def restore(self, position: dict[str, Any]) -> None:
+    def restore(self, position: Position) -> None:
         """Go to a position: what follows is what followed then."""
         self._generator = np.random.Generator(np.random.Philox(key=self.seed))
         self._permutations, self._permutation = 0, np.empty(0, np.int64)
@@ -124,7 +132,7 @@ class Round:
 
     groups: list[PromptGroup]
     measured: dict[str, float]
-    order: dict[str, Any]
+    order: Position
     carried: int = 0
     surplus: list[PromptGroup] = field(default_factory=list)
     share: float = 1.0
@@ -134,7 +142,7 @@ class Rounds:
     """The rounds drawn so far, one shard of schema `annotated` each, in a folder that outlives the
     process: after a crash a round is read, not drawn again."""
 
-    def __init__(self, folder: Path, provenance: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, provenance: Mapping[str, object]) -> None:
         self.folder, self.provenance = folder, provenance
 
     def read(self, number: int, policy_version: str | None) -> Round | None:

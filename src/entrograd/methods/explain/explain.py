@@ -7,9 +7,9 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from entrograd.errors import InputError
 from entrograd.methods.batch import Batch, denominators
 from entrograd.methods.catalogue import reader
 from entrograd.methods.diagnostics import diagnostics
-from entrograd.methods.explain.group_file import COMPLETION_KEYS, TOKEN_KEYS, read_group
+from entrograd.methods.explain.group_file import Group, read_group
 from entrograd.methods.params import MethodParams
 from entrograd.methods.presets import CHOICES, COMPONENTS, PRESETS
 from entrograd.methods.recipe import Recipe
@@ -41,8 +41,22 @@ GRADED = {
 }
 
 
-def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """The advantages, loss and diagnostics of one group, as JSON values.
+class Explanation(TypedDict, total=False):
+    """What a method does to one group, as JSON values."""
+
+    method: str
+    choices: dict[str, str]  # choice -> component
+    params: dict[str, dict[str, object]]  # by component
+    rewards: list[float]  # composed
+    working: dict[str, dict[str, object]]  # what components compute on the way, if anything
+    advantages: list[list[float]]  # ragged
+    token_losses: list[list[float]]  # ragged; like the loss, if the group has logprobs
+    loss: float
+    diagnostics: dict[str, float]
+
+
+def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -> Explanation:
+    """The advantages, loss and diagnostics of one group.
 
     Args:
         method: a name of PRESETS.
@@ -50,11 +64,8 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
         settings: key=value; a key is a parameter of a component in use, COMPONENT.parameter, or one
             of the choices reward, advantage, weighting, loss (the value names a component).
 
-    Returns:
-        `method`, `choices`, `params` (by component), `rewards` (composed), `working` (what the
-        components compute on the way, by component), `advantages` (ragged), `token_losses` and
-        `loss` if logprobs are given, `diagnostics`. Without token lists a completion's tokens are
-        equal and one stands for all; an `answer_graph` adds its kernel language entropy.
+    Without token lists a completion's tokens are equal and one stands for all; an `answer_graph`
+    adds its kernel language entropy.
 
     Raises:
         InputError: names the file and key, or the setting.
@@ -62,27 +73,27 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
     if method not in PRESETS:
         close = difflib.get_close_matches(method, PRESETS) or list(PRESETS)
         raise InputError(f"--method {method}: unknown method; there is {', '.join(close)}")
-    data = read_group(group_file)
+    group = read_group(group_file)
     try:
         chosen = recipe(check(MethodParams, _section(method, settings), "method"))
-        _check_columns(chosen, data, str(group_file))
-        batch, logprobs = make_batch(data, str(group_file))
+        _check_columns(chosen, group, str(group_file))
+        batch, logprobs = make_batch(group, str(group_file))
         chosen = _fitted(chosen, batch)
         rewarded = chosen.rewarded(batch)
     except InputError as error:
         raise InputError(str(error).replace("params.yaml: method.", "--set ")) from None
     advantages = chosen.advantages(batch)
     shown = batch.completion_mask
-    if not set(TOKEN_KEYS) & set(data):
+    if not group.tokens:
         shown = shown & (torch.arange(shown.shape[1]) == 0)
-    answer: dict[str, Any] = {
+    answer: Explanation = {
         "method": method,
         "choices": {part.choice: part.name for part in chosen.components},
         "params": _params(chosen),
         "rewards": rewarded.rewards.tolist(),
     }
     working = _working(chosen, rewarded, shown)
-    graph = np.array(data.get("answer_graph", []), dtype=np.float64)
+    graph = np.array(group.answer_graph or [], dtype=np.float64)
     if len(graph):
         working["kernel_language"] = {"eigenvalues": heat_kernel_eigenvalues(graph).tolist()}
     if working:
@@ -90,14 +101,13 @@ def explain(method: str, group_file: Path | str, settings: Sequence[str] = ()) -
     answer["advantages"] = _ragged(advantages, shown)
     if logprobs is not None:
         counted = chosen.loss_mask(batch)
-        longest = data.get("max_length", batch.completion_mask.shape[1])
-        counts = denominators(batch, longest, counted)
+        counts = denominators(batch, group.max_length or shown.shape[1], counted)
         loss = chosen.policy_loss(logprobs, advantages, batch)
         answer["token_losses"] = _ragged(loss, shown)
         answer["loss"] = float(chosen.aggregate(loss, counted, counts))
     current = batch.old_logprobs if logprobs is None else logprobs
     measured = diagnostics(chosen, batch, current, advantages)
-    left_out = GRADED if "rewards" not in data else set()
+    left_out = GRADED if group.rewards is None else set()
     answer["diagnostics"] = {k: value for k, value in measured.items() if k not in left_out}
     if len(graph):
         answer["diagnostics"]["kernel_language_entropy"] = kernel_language(graph)
@@ -115,18 +125,18 @@ def _fitted(chosen: Recipe, batch: Batch) -> Recipe:
     return chosen.fitted({name: float(rating_entropy(ratings)) for name, ratings in columns})
 
 
-def _params(chosen: Recipe) -> dict[str, Any]:
+def _params(chosen: Recipe) -> dict[str, dict[str, object]]:
     """The parameters in use as in section `method`: by component name, of all of one name."""
-    blocks: dict[str, Any] = {}
+    blocks: dict[str, dict[str, object]] = {}
     for part in chosen.components:
-        if own := _json(dataclasses.asdict(part)):
+        if own := {key: _json(value) for key, value in dataclasses.asdict(part).items()}:
             blocks.setdefault(part.name, {}).update(own)
     return blocks
 
 
-def _working(chosen: Recipe, batch: Batch, shown: Tensor) -> dict[str, Any]:
+def _working(chosen: Recipe, batch: Batch, shown: Tensor) -> dict[str, dict[str, object]]:
     """What the components compute on the way, a number per completion or token."""
-    steps: dict[str, Any] = {}
+    steps: dict[str, dict[str, object]] = {}
     for part in chosen.components:
         for name, value in part.working(batch).items():
             listed = _ragged(value, shown) if value.ndim == 2 else value.tolist()
@@ -134,28 +144,23 @@ def _working(chosen: Recipe, batch: Batch, shown: Tensor) -> dict[str, Any]:
     return steps
 
 
-def make_batch(data: Mapping[str, Any], where: str) -> tuple[Batch, Tensor | None]:
+def make_batch(group: Group, where: str) -> tuple[Batch, Tensor | None]:
     """The Batch of one group in float64, and its logprobs if the file has them."""
-    tokens = {key: data[key] for key in TOKEN_KEYS if key in data}
-    heads = data["reward_heads"]
-    lists = [*tokens.values(), *heads.values()]
-    lists += [data[key] for key in COMPLETION_KEYS if key in data]
-    size = len(lists[0])
-    lengths = [len(row) for row in next(iter(tokens.values()), ())]
-    lengths = lengths or data.get("lengths") or [1] * size
+    size, heads, answers = group.size, group.reward_heads, group.answers
+    lengths = [len(row) for row in next(iter(group.tokens.values()), ())]
+    lengths = lengths or group.lengths or [1] * size
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    padded = {key: _pad(value, mask) for key, value in tokens.items()}
+    padded = {key: _pad(value, mask) for key, value in group.tokens.items()}
     if "segment_ids" in padded:
         padded["segment_ids"] = padded["segment_ids"].long()
     logprobs = padded.pop("logprobs", None)
     # Without old_logprobs the completions are the current policy's own: a ratio of 1.
     on_policy = torch.zeros(mask.shape, dtype=torch.float64) if logprobs is None else logprobs
     padded.setdefault("old_logprobs", on_policy)
-    answers = data.get("answers")
     batch = Batch(
         completion_mask=mask,
         groups=torch.zeros(size, dtype=torch.long),
-        rewards=torch.tensor(data.get("rewards", [0.0] * size), dtype=torch.float64),
+        rewards=torch.tensor(group.rewards or [0.0] * size, dtype=torch.float64),
         cluster_ids=None if answers is None else torch.tensor(cluster_ids(answers)),
         answered=None if answers is None else torch.tensor([bool(item) for item in answers]),
         reward_heads=torch.tensor(list(heads.values()), dtype=torch.float64).T if heads else None,
@@ -172,9 +177,9 @@ def cluster_ids(answers: Sequence[str | None]) -> list[int]:
     return [first.setdefault(a, number) if a else number for number, a in enumerate(answers)]
 
 
-def _section(method: str, settings: Sequence[str]) -> dict[str, Any]:
+def _section(method: str, settings: Sequence[str]) -> dict[str, object]:
     """Section `method` of params.yaml as the settings would write it."""
-    section: dict[str, Any] = {"name": method}
+    section = {"name": method}
     parameters: list[tuple[str, str, str]] = []  # component, or "" for whichever has it; key; value
     names = dict.fromkeys(name for names in COMPONENTS.values() for name in names)
     for setting in settings:
@@ -198,16 +203,18 @@ def _section(method: str, settings: Sequence[str]) -> dict[str, Any]:
                 f"--set {block}: unknown key; before the dot stands one of {', '.join(names)}"
             )
     used = check(MethodParams, section, "method").choices
+    blocks: dict[str, dict[str, object]] = {}
     for block, name, text in parameters:
         part = None if block else owner(name, used)
-        section.setdefault(part.name if part else block or method, {})[name] = _value(text)
-    return section
+        blocks.setdefault(part.name if part else block or method, {})[name] = _value(text)
+    return {**section, **blocks}
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """A number, true, false, null or a JSON value if it reads as one, else text."""
     try:
-        return json.loads(text)
+        value: object = json.loads(text)
+        return value
     except (ValueError, RecursionError):
         pass
     try:
@@ -216,15 +223,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _check_columns(chosen: Recipe, data: Mapping[str, Any], where: str) -> None:
+def _check_columns(chosen: Recipe, group: Group, where: str) -> None:
     """InputError if a column that a component reads is missing."""
+    columns: dict[str, object] = {
+        **group.tokens,
+        "rewards": group.rewards,
+        "answers": group.answers,
+        "reward_heads": group.reward_heads,
+    }
     for column in sorted(chosen.required_columns):
         key = SOURCES.get(column, column)
-        if not data.get(key):
+        if not columns.get(key):
             raise InputError(f"{where}: {key} is missing; {reader(chosen, column)} reads it")
     # EMPO and ENCORE make the reward themselves; whoever reads the graded one says so by NaN.
-    if "rewards" not in data:
-        batch, _ = make_batch(data, where)
+    if group.rewards is None:
+        batch, _ = make_batch(group, where)
         unknown = dataclasses.replace(batch, rewards=torch.full_like(batch.rewards, math.nan))
         chosen = _fitted(chosen, batch)
         if not torch.isfinite(chosen.reward.rewards(unknown)).all():
@@ -245,14 +258,14 @@ def _ragged(values: Tensor, mask: Tensor) -> list[list[float]]:
     return [row[chosen].tolist() for row, chosen in zip(values, mask, strict=True)]
 
 
-def _json(value: Any) -> Any:
+def _json(value: object) -> object:
     """`value` with infinities as text, which JSON has no number for."""
     if isinstance(value, dict):
         return {key: _json(item) for key, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(value: object, place: str = "") -> Iterator[tuple[str, float]]:
     """Every number in a JSON value, with where it stands: `advantages[0][2]`."""
     if isinstance(value, dict):
         for key, item in value.items():

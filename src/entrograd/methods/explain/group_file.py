@@ -3,15 +3,16 @@
 It holds `rewards` [G] and, as the method reads them, lists with a number per token: `entropies`
 (nats, at least 0), `logprobs`, `old_logprobs`, `ref_logprobs`, `sampling_logprobs` (at most 0),
 `token_scores`, `segment_ids` (from 0); `answers`: text, null or "" for none, a number standing for
-its shortest text (1.0 is "1"), compared as text; `reward_heads`: {name: [G shares in [0, 1]]}, or a
-list of them per completion; `answer_graph` [G, G]: the edge weights between the completions'
+its shortest text (1.0 is "1"), compared as text; `reward_heads`: {name: [G numbers in [0, 1]]}, or
+a list of them per completion; `answer_graph` [G, G]: the edge weights between the completions'
 answers. Without any token list a completion counts as one token, or as many as `lengths` says.
 `max_length` is Dr.GRPO's constant; the longest completion if absent.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,22 @@ ROUNDING = 1e-5  # what a logprob may be above 0: a logit less a sum of exponent
 MOST_TOKENS = 2**24  # of a group, padded: half a gigabyte in the few columns that are computed
 
 
-def read_group(path: Path | str) -> dict[str, Any]:
-    """The content of a group file: `reward_heads` by name, `answers` as text.
+@dataclass
+class Group:
+    """A group file's content, checked; None or {} for what it lacks."""
+
+    size: int  # completions
+    tokens: dict[str, list[list[float]]] = field(default_factory=dict)  # by key, ragged
+    rewards: list[float] | None = None
+    answers: list[str | None] | None = None
+    answer_graph: list[list[float]] | None = None
+    lengths: list[int] | None = None
+    reward_heads: dict[str, list[float]] = field(default_factory=dict)
+    max_length: int | None = None
+
+
+def read_group(path: Path | str) -> Group:
+    """The content of a group file.
 
     Raises:
         InputError: names the file, the key and what is allowed there.
@@ -43,34 +58,39 @@ def read_group(path: Path | str) -> dict[str, Any]:
     for key in data:
         if key not in KEYS:
             raise InputError(f"{path}: {key}: unknown key; allowed here: {', '.join(KEYS)}")
-    data = {**data, "reward_heads": _name_heads(path, data.get("reward_heads", {}))}
+    heads = _name_heads(path, data.get("reward_heads", {}))
     lists = {key: value for key, value in data.items() if key not in ("reward_heads", "max_length")}
-    lists |= {f"reward_heads.{name}": values for name, values in data["reward_heads"].items()}
+    lists |= {f"reward_heads.{name}": values for name, values in heads.items()}
+    entries: dict[str, list[object]] = {}
     for key, value in lists.items():
         if not isinstance(value, list) or not value:
             raise InputError(f"{path}: {key}: expected a list with an entry per completion")
-    sizes = {key: len(value) for key, value in lists.items()}
+        entries[key] = value
+    sizes = {key: len(value) for key, value in entries.items()}
     if not sizes or len(set(sizes.values())) > 1:
         raise InputError(f"{path}: the lists must hold one entry per completion, got {sizes}")
-    for key, value in lists.items():
+    group = Group(next(iter(sizes.values())))
+    for key, values in entries.items():
         if key in TOKEN_KEYS:
-            _check_tokens(path, key, value)
+            group.tokens[key] = _tokens(path, key, values)
+        elif key == "rewards":
+            group.rewards = _numbers(path, key, values)
         elif key == "answers":
-            data["answers"] = [_answer(path, place, item) for place, item in enumerate(value)]
+            group.answers = [_answer(path, place, item) for place, item in enumerate(values)]
         elif key == "answer_graph":
-            _check_graph(path, value)
+            group.answer_graph = _graph(path, values)
         elif key == "lengths":
-            _check_whole(path, key, value, 1, MOST_TOKENS)
+            group.lengths = _whole(path, key, values, 1, MOST_TOKENS)
         else:
-            high = 1 if key.startswith("reward_heads.") else LARGEST
-            _check_numbers(path, key, value, 0 if high == 1 else -LARGEST, high)
+            name = key.removeprefix("reward_heads.")
+            group.reward_heads[name] = _numbers(path, key, values, 0, 1)
     if "max_length" in data:
-        _check_whole(path, "max_length", [data["max_length"]], 1, MOST_TOKENS)
-    _check_lengths(path, lists)
-    return data
+        (group.max_length,) = _whole(path, "max_length", [data["max_length"]], 1, MOST_TOKENS)
+    _check_lengths(path, group)
+    return group
 
 
-def _name_heads(path: Path | str, heads: Any) -> dict[str, Any]:
+def _name_heads(path: Path | str, heads: object) -> Mapping[str, object]:
     """{name: [G]} from that or from one list of numbers per completion, named head_0 and on."""
     if isinstance(heads, dict):
         if "reward" in heads:
@@ -79,7 +99,7 @@ def _name_heads(path: Path | str, heads: Any) -> dict[str, Any]:
                 "weights of `weighted`; give the head another name"
             )
         return heads
-    rows = heads if isinstance(heads, list) else [heads]
+    rows: list[Any] = heads if isinstance(heads, list) else [heads]
     if not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows):
         raise InputError(
             f"{path}: reward_heads: expected {{name: [a number per completion]}} or lists of one "
@@ -96,50 +116,56 @@ def _answer(path: Path | str, place: int, answer: object) -> str | None:
             f"{path}: answers: expected text, or null if there is none (entry {place} is "
             f"{_shown(answer)})"
         )
-    _check_numbers(path, "answers", [answer])
+    _numbers(path, "answers", [answer])
     return str(int(answer)) if answer == int(answer) else str(answer)
 
 
-def _check_tokens(path: Path | str, key: str, rows: list[object]) -> None:
+def _tokens(path: Path | str, key: str, rows: Sequence[object]) -> list[list[float]]:
     column = TOKEN_KEYS[key]
     low = -LARGEST if column.low is None else column.low
     high = LARGEST if column.high is None else column.high or ROUNDING
+    checked: list[list[float]] = []
     for number, row in enumerate(rows):
         where = f"{key}[{number}]"
         if not isinstance(row, list) or not row:
             raise InputError(f"{path}: {where}: expected a list with a number per token")
         if key == "segment_ids":  # no more segments than tokens
-            _check_whole(path, where, row, 0, len(row) - 1)
+            checked.append([*_whole(path, where, row, 0, len(row) - 1)])
         else:
-            _check_numbers(path, where, row, low, high)
+            checked.append(_numbers(path, where, row, low, high))
+    return checked
 
 
-def _check_graph(path: Path | str, rows: list[Any]) -> None:
+def _graph(path: Path | str, rows: Sequence[object]) -> list[list[float]]:
     """Symmetric, at least 0, nothing on the diagonal: the weights of an undirected graph."""
+    graph: list[list[float]] = []
     for number, row in enumerate(rows):
         where = f"answer_graph[{number}]"
         if not isinstance(row, list) or len(row) != len(rows):
             raise InputError(f"{path}: {where}: expected a list with a number per completion")
-        _check_numbers(path, where, row, 0)
+        graph.append(_numbers(path, where, row, 0))
         if row[number]:
             raise InputError(f"{path}: {where}[{number}]: expected 0, no edge to itself")
-    for number, row in enumerate(rows):
-        for place, value in enumerate(row):
-            if value != rows[place][number]:
+    for number, weights in enumerate(graph):
+        for place, value in enumerate(weights):
+            if value != graph[place][number]:
                 raise InputError(
                     f"{path}: answer_graph[{number}][{place}] is {value}, [{place}][{number}] "
-                    f"{rows[place][number]}; an edge has one weight"
+                    f"{graph[place][number]}; an edge has one weight"
                 )
+    return graph
 
 
-def _check_lengths(path: Path | str, lists: dict[str, list[Any]]) -> None:
+def _check_lengths(path: Path | str, group: Group) -> None:
     """The token lists agree, and the group fits into memory when padded."""
-    sizes = {key: [len(row) for row in lists[key]] for key in TOKEN_KEYS if key in lists}
+    sizes = {
+        key: [len(row) for row in group.tokens[key]] for key in TOKEN_KEYS if key in group.tokens
+    }
     if len({tuple(value) for value in sizes.values()}) > 1:
         raise InputError(f"{path}: the token lists differ in length: {sizes}")
-    if sizes and "lengths" in lists:
+    if sizes and group.lengths is not None:
         raise InputError(f"{path}: lengths: the token lists have theirs; drop lengths")
-    key, lengths = next(iter(sizes.items()), ("lengths", lists.get("lengths", [1])))
+    key, lengths = next(iter(sizes.items()), ("lengths", group.lengths or [1]))
     if len(lengths) * max(lengths) > MOST_TOKENS:
         raise InputError(
             f"{path}: {key}: {len(lengths)} completions of up to {max(lengths)} tokens; at most "
@@ -147,28 +173,38 @@ def _check_lengths(path: Path | str, lists: dict[str, list[Any]]) -> None:
         )
 
 
-def _check_numbers(
+def _numbers(
     path: Path | str,
     key: str,
-    values: list[Any],
+    values: Sequence[object],
     low: float = -LARGEST,
     high: float = LARGEST,
-) -> None:
-    allowed = _range(low, high)
+) -> list[float]:
+    checked: list[float] = []
     for place, value in enumerate(values):
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not good or not low <= value <= high:  # NaN is within no bounds
+        # NaN is within no bounds
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not low <= value <= high
+        ):
             raise InputError(
-                f"{path}: {key}[{place}]: expected a finite number{allowed} (got {_shown(value)})"
+                f"{path}: {key}[{place}]: expected a finite number{_range(low, high)} "
+                f"(got {_shown(value)})"
             )
+        checked.append(value)
+    return checked
 
 
-def _check_whole(path: Path | str, key: str, values: list[Any], low: int, high: int) -> None:
+def _whole(path: Path | str, key: str, values: Sequence[object], low: int, high: int) -> list[int]:
+    checked: list[int] = []
     for value in values:
-        if type(value) is not int or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InputError(
                 f"{path}: {key}: expected a whole number from {low} to {high} (got {_shown(value)})"
             )
+        checked.append(value)
+    return checked
 
 
 def _range(low: float, high: float) -> str:

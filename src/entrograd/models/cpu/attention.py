@@ -1,9 +1,9 @@
 """Causal attention on a CPU, of completions on prompts that are computed once, with gradients.
 
 Plain attention wants a prompt's keys repeated for every completion and every query head. Here the
-completions of a prompt are more queries on the one copy of its keys. Scores live a block at a time,
-small enough for a processor's cache, are matrix products in the model's own precision and
-softmaxes in float32; the backward pass computes them again. Torch's fused attention on a CPU takes
+completions of a prompt are more queries on the one copy of its keys. Scores exist one block at a
+time, small enough for a processor's cache: matrix products in the model's own precision, softmaxes
+in float32. The backward pass computes them again. Torch's fused attention on a CPU takes
 eight times as long for a backward pass in bfloat16.
 """
 
@@ -41,18 +41,18 @@ class Rows(NamedTuple):
 
 def rows_by_prompt(prompt_of_row: Sequence[int], lengths: Sequence[int]) -> list[Rows]:
     """The rows of each prompt; `prompt_of_row` is in order, `lengths` are the prompts'."""
-    found, start = [], 0
+    runs, start = [], 0
     for prompt, rows in groupby(prompt_of_row):
         stop = start + sum(1 for _ in rows)
-        found.append(Rows(slice(start, stop), prompt, lengths[prompt]))
+        runs.append(Rows(slice(start, stop), prompt, lengths[prompt]))
         start = stop
-    return found
+    return runs
 
 
 class SharedAttention(torch.autograd.Function):
     """softmax(scale q k') v of B completions on their prompts and, causally, on themselves.
 
-    query [B, H * G, T, D], G query heads a key head; keys, values [B, H, T, D], the completions'
+    query [B, H * G, T, D], G query heads per key head; keys, values [B, H, T, D], the completions'
     own; prompt_keys, prompt_values [Q, H, P, D]; `where` says which rows follow which prompt.
     Returns [B, H * G, T, D].
     """
@@ -95,13 +95,13 @@ class SharedAttention(torch.autograd.Function):
             block.put(grad_query, block.read(change, keys, prompt_keys))
             block.add(of_keys, of_prompt_keys, change, block.take(query))
             block.add(of_values, of_prompt_values, weights, coming)
-        return grad_query, *(found.to(query.dtype) for found in grads), None, None
+        return grad_query, *(gradient.to(query.dtype) for gradient in grads), None, None
 
 
 @dataclass(frozen=True)
 class _Block:
     """Queries `first` to `last` of n neighbouring rows of one prompt, R = n * G * (last - first)
-    of them for a key head; they see `length` states of the prompt and `last` of their own."""
+    of them per key head; they see `length` states of the prompt and `last` of their own."""
 
     rows: slice
     prompt: int
@@ -125,7 +125,7 @@ class _Block:
         """[H, R, length + last] products of queries [H, R, D] with all states they may see, in
         the precision of sums."""
         own = self._own(states)
-        found = torch.empty(
+        products = torch.empty(
             *queries.shape[:2],
             self.length + self.last,
             dtype=accumulation(queries),
@@ -133,10 +133,11 @@ class _Block:
         )
         if self.length:
             seen = prompt_states[self.prompt, :, : self.length]
-            found[..., : self.length] = queries @ seen.transpose(-1, -2)
+            products[..., : self.length] = queries @ seen.transpose(-1, -2)
         by_row = queries.view(len(own), -1, queries.shape[-1])
-        found[..., self.length :] = (by_row @ own.transpose(-1, -2)).view(*queries.shape[:2], -1)
-        return found
+        own_products = by_row @ own.transpose(-1, -2)
+        products[..., self.length :] = own_products.view(*queries.shape[:2], -1)
+        return products
 
     def weights(self, query: Tensor, keys: Tensor, prompt_keys: Tensor, scale: float) -> Tensor:
         """[H, R, length + last] the attention weights."""
@@ -161,9 +162,9 @@ class _Block:
         """Add weights' [length + last, R] queries [H, R, D] to the gradients of the states."""
         count = self.rows.stop - self.rows.start
         by_row = weights[..., self.length :].unflatten(1, (count, -1)).flatten(0, 1)
-        found = by_row.transpose(-1, -2) @ queries.view(len(by_row), -1, queries.shape[-1])
-        found = found.unflatten(0, (self.heads, count)).transpose(0, 1)
-        states[self.rows, :, : self.last] += found
+        change = by_row.transpose(-1, -2) @ queries.view(len(by_row), -1, queries.shape[-1])
+        change = change.unflatten(0, (self.heads, count)).transpose(0, 1)
+        states[self.rows, :, : self.last] += change
         if self.length:
             of_prompt = weights[..., : self.length].transpose(-1, -2) @ queries
             prompt_states[self.prompt, :, : self.length] += of_prompt
@@ -209,7 +210,7 @@ class _Layer(DynamicLayer):
 
 
 def after(states: Sequence[tuple[Tensor, Tensor]], where: Sequence[Rows]) -> Cache:
-    """A cache for completions that follow prompts of these (keys, values), a pair a layer; a
+    """A cache for completions that follow prompts of these (keys, values), one pair per layer; a
     forward pass leaves the completions' own in its layers."""
     return Cache(layers=[_Layer(keys, values, where) for keys, values in states])
 
@@ -246,14 +247,14 @@ def full_attention(model: PreTrainedModel) -> bool:
 
 
 def fused(model: PreTrainedModel) -> bool:
-    """Whether torch's fused attention was chosen for the model, in whose place ours can stand (and
-    may stand just now, in another thread)."""
+    """Whether the model was set to torch's fused attention, which ours can replace (and may be
+    replacing right now, in another thread)."""
     name: str = model.get_decoder().config._attn_implementation
     return name == "sdpa" or name.startswith("entrograd_")
 
 
 def applies_to(model: PreTrainedModel) -> bool:
-    """Whether the model's attention can be this one: full attention on a CPU, where torch's own
+    """Whether the model's attention can be this one: full attention on a CPU, if torch's own
     was chosen and no backward pass runs the layers again."""
     return (
         model.device.type == "cpu"
@@ -283,7 +284,7 @@ def decode(model: PreTrainedModel, ids: Tensor, mask: Tensor, **arguments: objec
     """[B, T, D] the decoder's states on ids [B, T], real where `mask`, by this attention.
 
     `arguments` are the decoder's others. It gets a mask of four dimensions, which transformers
-    takes as it is and nobody reads: causal attention sees no padding on the right.
+    passes on and nothing reads: causal attention sees no padding on the right.
     """
     decoder = model.get_decoder()
     with implementation(model, "entrograd_shared"):

@@ -1,4 +1,4 @@
-"""The key-value cache of one decoding step: a row a running completion, each with its own length.
+"""The key-value cache of a decoding step: one row per running completion, each of its own length.
 
 The states live in buffers with room to spare: a step writes one place per row and copies nothing
 else, a finished row is overwritten by the last one, and waiting prompts enter at any time.
@@ -20,6 +20,8 @@ from entrograd.models.cpu.attention import fused, implementation
 if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
+
+    from entrograd.models.prefix import Prefix
 
 CHUNK = 64  # places a buffer grows by
 
@@ -75,8 +77,8 @@ class RowCache(Cache):
         self.width = 0
         self._places: dict[tuple[int, ...], Tensor] = {}  # of this step
 
-    def append(self, prefix: Any, rows: Tensor) -> None:
-        """New rows, each a copy of the computed prompt (models.prefix.Prefix) at `rows`."""
+    def append(self, prefix: Prefix, rows: Tensor) -> None:
+        """New rows, each a copy of the computed prompt at `rows`."""
         old, count = len(self.lengths), len(rows)
         self.lengths = torch.cat([self.lengths, prefix.lengths[rows]])
         places = prefix.mask.shape[1]
@@ -165,6 +167,6 @@ AttentionInterface.register("entrograd_grouped", grouped_attention)
 
 
 def grouped_decoding(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """The model's attention is `grouped_attention`, where it calls one through transformers'
-    interface as plain softmax attention does."""
+    """The model's attention is `grouped_attention`, if it calls attention through transformers'
+    interface, as plain softmax attention does."""
     return implementation(model, "entrograd_grouped") if fused(model) else nullcontext()

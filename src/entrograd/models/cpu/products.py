@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def inference(model: PreTrainedModel) -> Iterator[Product]:
     `JOINT` layers one. Yields that of the output head: states [N, D] -> logits [N, V]."""
     head = model.get_output_embeddings()
     joint = [layers for module in model.modules() for layers in _joint(module)]
-    single = {module for module in model.modules() if _plain(module)} - {head}
+    single = {module for module in model.modules() if _plain(module) and module is not head}
     patched: list[Module] = []
     try:
         with torch.inference_mode():
@@ -73,17 +73,17 @@ def inference(model: PreTrainedModel) -> Iterator[Product]:
                     patched.append(layer)
             yield product(head.weight)
     finally:
-        for layer in patched:
-            vars(layer).pop("forward", None)
+        for module in patched:
+            vars(module).pop("forward", None)
 
 
 class _Outputs:
     """The outputs of linear layers that are given the same input, computed for the first of them
     that is called and kept until the last has taken its part."""
 
-    def __init__(self, layers: Sequence[Any]) -> None:
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        weights = [layer.weight for layer in layers]
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        weights: list[Tensor] = [layer.weight for layer in layers]
         if len(layers) > 1:
             weights, biases = [torch.cat(weights)], [torch.cat(biases)] if biases else []
         self.product = product(weights[0], biases[0] if biases else None)
@@ -103,17 +103,18 @@ class _Outputs:
         return part
 
 
-def _plain(module: Module) -> bool:
+def _plain(module: object) -> TypeGuard[Linear]:
     return type(module) is Linear and "forward" not in vars(module)
 
 
-def _joint(module: Module) -> Iterator[list[Any]]:
-    """Its layers, a list for each of `JOINT`, where oneDNN multiplies them (elsewhere the weights
-    put together would be a second copy)."""
+def _joint(module: Module) -> Iterator[list[Linear]]:
+    """Its layers, a list for each of `JOINT`, if oneDNN multiplies them (otherwise the joined
+    weights would be a second copy)."""
     for names in JOINT:
-        layers: list[Any] = [getattr(module, name, None) for name in names]
+        found = (getattr(module, name, None) for name in names)
+        layers = [layer for layer in found if _plain(layer)]
         if (
-            all(isinstance(layer, Module) and _plain(layer) for layer in layers)
+            len(layers) == len(names)
             and all(uses_onednn(layer.weight) for layer in layers)
             and len({(layer.bias is None, layer.in_features) for layer in layers}) == 1
         ):

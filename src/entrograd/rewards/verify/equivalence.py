@@ -18,7 +18,7 @@ from entrograd.rewards.verify.units import Unit, parse_unit
 from entrograd.rewards.verify.values import Values, apart, read_values
 
 # Symbolic comparison rounds decimals at the sixth place. What lies further apart than that, or than
-# this share of the accepted number, is settled here: 1.4e-10 is not 2e-10.
+# this fraction of the accepted number, is settled here: 1.4e-10 is not 2e-10.
 _NEAR = Fraction(1, 100_000)
 _ONE = Fraction(1)
 
@@ -78,11 +78,11 @@ class Canonical:
 
     key: the identity of a cluster, without a number's unit and an unknown's name.
     latex: what symbolic comparison is given.
-    number: the exact value of a plain number (in percent, where `percent`), apart from `unit`.
-    unit: of measure, or as a string what is counted ("apple"), a clock's half of the day or a
-    number's base. doubtful: the unit is one letter that may be an unknown ("5 m").
+    number: the exact value of a plain number (in percent if `percent`), without its `unit`.
+    unit: of measure, or as a string what is counted ("apple"), am or pm of a clock, or a number's
+    base. doubtful: the unit is one letter that may be an unknown ("5 m").
     symbol: `x` in "x = 5". word: whether it is one or more plain words.
-    choice: C in "C", "(C) 12" and "option C". several: whether commas part it.
+    choice: C in "C", "(C) 12" and "option C". several: whether commas divide it.
     unknowns: whether it is an expression of unknowns, or an equation that ends in one.
     """
 
@@ -138,15 +138,15 @@ def canonical(text: str) -> Canonical:
 
 
 def settle(gold: Canonical, answer: Canonical) -> bool | None:
-    """Whether `answer` is `gold`; None where only symbolic comparison can tell.
+    """Whether `answer` is `gold`; None if only symbolic comparison can tell.
 
-    Units are compared where both answers have one. Decimals that differ by less than rounding, a
-    percentage beside a plain number, and what is not a number or a word stay open, unless the
-    values of the two show that they differ.
+    Units are compared if both answers have one. Left open are decimals that differ by less than
+    rounding, a percentage and a plain number, and anything that is neither number nor word, unless
+    the values of the two show that they differ.
     """
     if gold.symbol and answer.symbol and gold.symbol != answer.symbol:
         both = gold.number is not None and answer.number is not None
-        return False if both else _parted(gold, answer)
+        return False if both else _by_values(gold, answer)
     if gold.choice and answer.choice and {gold.choice, answer.choice} & {gold.key, answer.key}:
         return gold.choice == answer.choice
     value = answer
@@ -169,11 +169,11 @@ def settle(gold: Canonical, answer: Canonical) -> bool | None:
             return False
     if (gold.word or gold.number is not None) and (answer.word or answer.number is not None):
         return False
-    return _parted(gold, answer) if scale else None
+    return _by_values(gold, answer) if scale else None
 
 
-def _parted(gold: Canonical, answer: Canonical) -> bool | None:
-    """False where their values show that they differ, else None."""
+def _by_values(gold: Canonical, answer: Canonical) -> bool | None:
+    """False if their values show that they differ, else None."""
     one, other = _values(gold), _values(answer)
     return False if one and other and apart(one, other) else None
 
@@ -198,8 +198,8 @@ def _same_number(gold: Fraction, answer: Fraction) -> bool | None:
 
 
 def _scale(gold: Canonical, answer: Canonical) -> Fraction | None:
-    """What a number in the answer's unit is multiplied by: 1/100 from cm to m, 0 between units
-    that measure different things, 1 where one has no unit; None where one may have none."""
+    """The factor from the answer's unit to the accepted one: 1/100 from cm to m, 0 between units
+    of different quantities, 1 if one has no unit; None if it is unclear whether one has."""
     one, other = gold.unit, answer.unit
     if one is None or other is None:
         return None if gold.doubtful or answer.doubtful else _ONE
@@ -225,7 +225,8 @@ def _has_unknowns(latex: str) -> bool:
 
 
 def _has_commas(key: str) -> bool:
-    """Whether commas part the key, or what its outermost brackets hold; not thousands."""
+    """Whether commas divide the key, or what its outermost brackets hold; commas of thousands do
+    not count."""
     if key[:2] in _OPENING and key[-2:] in _CLOSING:
         key = key[2:-2]
     elif key[:1] in _OPENING and key[-1:] in _CLOSING:
@@ -271,7 +272,7 @@ def _respell(text: str) -> str:
 
 
 def _right_side(answer: Canonical) -> Canonical:
-    """What stands right of the last sign of equality: 12 in "7 + 5 = 12"."""
+    """The right side of the last equals sign: 12 in "7 + 5 = 12"."""
     chain = answer.latex.split("=")
     if len(chain) > 1 and all(_PLAIN_SIDE.fullmatch(side) for side in chain):
         return canonical(chain[-1])

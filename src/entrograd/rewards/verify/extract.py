@@ -4,11 +4,11 @@ Rules are tried in order; the first that finds something gives the answer and it
 
 - `boxed`: the content of the last `\boxed{...}` that is closed and not empty.
 - `anchor`: what follows the last "answer is", "answer:" or "####".
-- `leading`: the first line, where it is nothing but a number. A model shown worked examples writes
+- `leading`: the first line, if it is nothing but a number. A model shown worked examples writes
   its answer first and may go on inventing examples.
 - `last`: the number or the piece of marked-up mathematics (`$...$`, `\(...\)`, `\[...\]`) that
   ends last.
-- `line`: the whole completion, where it is one short line: answers that are words.
+- `line`: the whole completion, if it is one short line: answers that are words.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-MAX_ANSWER = 2000  # characters; what is longer is no answer
-_CLAUSE = 1000  # characters looked at behind an anchor
+MAX_ANSWER = 2000  # characters; anything longer is no answer
+_CLAUSE = 1000  # characters searched after an anchor
 _TAIL = 4000  # characters searched for the last number or formula
 _LINE = 64  # longest line that may be an answer in words
 
@@ -55,7 +55,7 @@ _FORMULA = re.compile(
 
 
 def extract(text: str, rules: Sequence[str] | None = None) -> Extraction | None:
-    """The final answer of a completion, or None where no rule finds one.
+    """The final answer of a completion, or None if no rule finds one.
 
     `rules` names the rules to try, in order (all of RULES by default).
     """
@@ -129,14 +129,14 @@ def _leading(text: str) -> str | None:
 def _last(text: str) -> str | None:
     tail = text[-_TAIL:]
     spans = list(_SPAN.finditer(tail))
-    found = [
+    places = [
         (match.end(), -match.start(), _inside(match))
         for match in spans
         if any(character in "0123456789" for character in match.group())
     ]
-    found += [(match.end(), -match.start(), match.group()) for match in _NUMBER.finditer(tail)]
-    if found:
-        return max(found)[2]
+    places += [(match.end(), -match.start(), match.group()) for match in _NUMBER.finditer(tail)]
+    if places:
+        return max(places)[2]
     return _inside(spans[-1]) if spans else None
 
 
@@ -151,7 +151,7 @@ def _inside(span: re.Match[str]) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without emphasis around it and punctuation behind it."""
+    """`text` without emphasis around it and punctuation after it."""
     return text.strip().strip("*_").rstrip(" ,;:.!?").strip("*_ ")
 
 

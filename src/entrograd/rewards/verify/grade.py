@@ -1,4 +1,4 @@
-"""Rewards: 1 where a completion's final answer is an accepted one, else 0, and how sure that is."""
+"""Rewards: 1 if a final answer is one of the accepted ones, else 0, and how comparing it ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from entrograd.rewards.verify.extract import Extraction, extract
 
 STATUSES = ("ok", "no_answer", "timeout", "truncated", "error")
 
-_KNOWN = 1 << 14  # compared pairs that are remembered
+_REMEMBERED = 1 << 14  # compared pairs
 
 _Pair = tuple[str, str]
 
@@ -54,7 +54,7 @@ class Grader:
         self._pool = HardLimitPool(
             worker.__name__, limits.workers, limits.timeout_seconds, limits.memory_mb
         )
-        self._known: dict[_Pair, Outcome] = {}
+        self._remembered: dict[_Pair, Outcome] = {}
 
     def __enter__(self) -> Grader:
         return self
@@ -68,32 +68,32 @@ class Grader:
         self._pool.close()
 
     def grade(self, items: Sequence[Item]) -> list[Grade]:
-        """One grade an item, in order. InputError where an item has no accepted answer."""
+        """One grade per item, in order. InputError if an item has no accepted answer."""
         for index, item in enumerate(items):
             if not item.answers:
                 raise InputError(f"item {index}: no accepted answer to grade against")
-        found = [final_answer(item, self._rules) for item in items]
+        extractions = [final_answer(item, self._rules) for item in items]
         outcomes = iter(
             self.compare(
                 [
                     (item.answers, extraction.answer)
-                    for item, extraction in zip(items, found, strict=True)
+                    for item, extraction in zip(items, extractions, strict=True)
                     if extraction is not None
                 ]
             )
         )
         return [
             _ungraded(item) if extraction is None else _grade(extraction, next(outcomes))
-            for item, extraction in zip(items, found, strict=True)
+            for item, extraction in zip(items, extractions, strict=True)
         ]
 
     def compare(self, questions: Sequence[tuple[Sequence[str], str]]) -> list[Outcome]:
         """Whether each answer is one of its accepted ones: (accepted answers, answer) -> an
-        outcome, `done` with True or False, `timeout` or `error` where that stayed unknown."""
-        asked = [(tuple(accepted), answer) for accepted, answer in questions]
+        outcome, `done` with True or False, `timeout` or `error` if that stays unknown."""
+        keys = [(tuple(accepted), answer) for accepted, answer in questions]
         verdicts = {
             (accepted, answer): [_verdict(canonical(gold), canonical(answer)) for gold in accepted]
-            for accepted, answer in dict.fromkeys(asked)
+            for accepted, answer in dict.fromkeys(keys)
         }
         compared = self._symbolic(
             dict.fromkeys(
@@ -105,28 +105,28 @@ class Grader:
             )
         )
         outcomes = {
-            question: Outcome("done", True)
+            key: Outcome("done", True)
             if True in row
             else _any(compared[v] if isinstance(v, tuple) else v for v in row)
-            for question, row in verdicts.items()
+            for key, row in verdicts.items()
         }
-        return [outcomes[question] for question in asked]
+        return [outcomes[key] for key in keys]
 
     def _symbolic(self, pairs: Iterable[_Pair]) -> dict[_Pair, Outcome]:
         """The outcome of each pair, by the worker processes unless it is remembered."""
-        found = {pair: self._known[pair] for pair in pairs if pair in self._known}
-        new = [pair for pair in pairs if pair not in found]
+        outcomes = {pair: self._remembered[pair] for pair in pairs if pair in self._remembered}
+        new = [pair for pair in pairs if pair not in outcomes]
         try:
-            outcomes = self._pool.map(new)
+            compared = self._pool.map(new)
         except WorkerStartError as error:
             raise InputError(
                 f"grader: {error}; repair the installation of math-verify (make setup)"
             ) from None
-        fresh = dict(zip(new, outcomes, strict=True))
-        self._known.update(fresh)
-        for pair in list(islice(self._known, max(0, len(self._known) - _KNOWN))):
-            del self._known[pair]
-        return found | fresh
+        fresh = dict(zip(new, compared, strict=True))
+        self._remembered.update(fresh)
+        for pair in list(islice(self._remembered, max(0, len(self._remembered) - _REMEMBERED))):
+            del self._remembered[pair]
+        return outcomes | fresh
 
 
 def final_answer(item: Item, rules: Sequence[str] | None = None) -> Extraction | None:

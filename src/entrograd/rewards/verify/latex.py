@@ -1,10 +1,10 @@
-r"""The numbers a text of LaTeX is made of, where it can be read in one way only.
+r"""The numbers that a text of LaTeX is made of, if it can be read in one way only.
 
-An unknown is a number that its name decides, so that expressions of unknowns have values too; f(x)
-is f times x, for what is equal for every f is equal for this one. What is read is a small part of
-LaTeX: sums, products, quotients, powers, roots and a few functions of numbers, unknowns and
-constants; and lists, tuples, sets, intervals and matrices of these. What people write with two
-meanings, and what floating point would blur, is not. Time is linear in the text.
+Each unknown stands for a number made from its name, so that expressions of unknowns have values
+too. f(x) is read as f times x: what is equal for every f is equal for this one. Only a small part
+of LaTeX is read: sums, products, quotients, powers, roots and a few functions of numbers, unknowns
+and constants; and lists, tuples, sets, intervals and matrices of these. Notation with two meanings
+is not read, nor are sums that lose their digits in floating point. Time is linear in the text.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _MATRIX = re.compile(r"\s*\\begin ?\{([pb]matrix)\}(.*)\\end ?\{\1\}\s*")
 
 
 def near(one: complex, other: complex) -> bool:
-    """Whether rounding may be all that parts two values."""
+    """Whether two values may differ by rounding alone."""
     return abs(one - other) <= _NEAR * max(abs(one), abs(other))
 
 
 def point(name: str) -> float:
-    """The number that stands for an unknown, by its name in lower case; between 1 and 2."""
+    """The number, between 1 and 2, that stands for the unknown of this name (in lower case)."""
     return 1 + zlib.crc32(name.encode("utf-8", "replace")) / 2**32
 
 
@@ -71,17 +71,17 @@ class Reader:
 
     def answer(self) -> list[complex]:
         """The values of the whole text."""
-        found = self.entries()
+        values = self.entries()
         if self.next:
             raise UnreadableError
-        return found
+        return values
 
     def value(self) -> complex:
         """The value of the whole text, which is one expression."""
-        found = self.sum()
+        value = self.sum()
         if self.next:
             raise UnreadableError
-        return found
+        return value
 
     @property
     def next(self) -> str:
@@ -103,39 +103,39 @@ class Reader:
     def entries(self) -> list[complex]:
         """Expressions with commas between them, or brackets around such."""
         self.deeper()
-        found = self.entry()
+        values = self.entry()
         while self.next == ",":
             self.take()
-            found += self.entry()
+            values += self.entry()
         self.depth -= 1
-        return found
+        return values
 
     def entry(self) -> list[complex]:
         start = self.place
         if start in self.lists:
             self.take()
-            found = self.entries()
+            values = self.entries()
             self.take(*_CLOSING)
         else:
-            found = self.both_signs()
+            values = self.both_signs()
             letters = (t in "()" or is_unknown(t) for t in self.tokens[start : self.place])
             self.word = self.word or all(letters)
         if self.next not in ("", ",", *_CLOSING):
             raise UnreadableError
-        return found
+        return values
 
     def both_signs(self) -> list[complex]:
-        r"""The value of an expression, both values where there is a \pm in it."""
-        start, found = self.place, []
+        r"""The value of an expression, both values if there is a \pm in it."""
+        start, values = self.place, []
         for sign in (1, -1):
             self.place, self.signs["\\pm"] = start, sign
-            found.append(self.sum())
+            values.append(self.sum())
             if "\\pm" not in self.tokens[start : self.place]:
                 break
         del self.signs["\\pm"]
         if self.tokens[start : self.place].count("\\pm") > 1:
             raise UnreadableError
-        return found
+        return values
 
     def sum(self) -> complex:
         self.deeper()
@@ -263,18 +263,18 @@ class Reader:
 
 
 def _lists(tokens: list[str]) -> set[int]:
-    """Where brackets open around a list: there is a comma in them, or they are not round."""
-    found, opened = set(), []
+    """Where the brackets of a list open: they hold a comma, or are not round."""
+    starts, opened = set(), []
     for place, token in enumerate(tokens):
         if token in _OPENING:
             opened.append(place)
             if token != "(":
-                found.add(place)
+                starts.add(place)
         elif token in _CLOSING and opened:
             opened.pop()
         elif token == "," and opened:
-            found.add(opened[-1])
-    return found
+            starts.add(opened[-1])
+    return starts
 
 
 def _power(base: complex, exponent: complex) -> complex:
@@ -294,7 +294,7 @@ def _log(value: complex) -> complex:
 
 
 def _off_cut(value: complex) -> complex:
-    """What is negative and real is approached from above, whatever the sign of its zero."""
+    """`value`; a negative real number lies above the branch cut, whatever the sign of its zero."""
     if value.real < 0 and 0 < abs(value.imag) < _BLURRED * -value.real:
         raise UnreadableError
     return complex(value.real, value.imag + 0.0)

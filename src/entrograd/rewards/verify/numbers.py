@@ -1,5 +1,5 @@
 """Plain numbers, read exactly: integers, fractions, mixed numbers, decimals (repeating ones too),
-powers of ten, number words such as "million", and what stands behind them."""
+powers of ten, number words such as "million", and what follows them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NUMBER = re.compile(
 )
 _MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _LABEL = re.compile(r" [A-Za-z]{3,}(?: [A-Za-z]+)*")
-# Words that, behind a number, say more than what is counted.
+# Words that, after a number, do not name what is counted.
 _NO_LABELS = {
     *("pi", "or", "and", "to", "plus", "minus", "times", "over", "by", "mod", "modulo", "squared"),
     *("cubed", "factorial", "dozen", "if", "is", "not", "less", "more", "than", "half", "halves"),
@@ -35,7 +35,7 @@ _NO_LABELS = {
 
 
 class Number(NamedTuple):
-    """The exact value (in percent, where `percent`). unit: of measure, or as a string what is
+    """The exact value (in percent if `percent`). unit: of measure, or as a string what is
     counted or a base. doubtful: the unit is one letter that may be an unknown."""
 
     value: Fraction
@@ -50,11 +50,11 @@ def read_number(text: str) -> Number | None:
     if match is None or sum(character.isdigit() for character in text) > _DIGITS:
         return None
     part = match.groupdict()
-    behind = _behind(part["rest"] or "")
+    following = _following(part["rest"] or "")
     value = _value(part)
-    if value is None or behind is None or (part["base"] and (part["decimals"] or part["rest"])):
+    if value is None or following is None or (part["base"] and (part["decimals"] or part["rest"])):
         return None
-    power, unit, doubtful = behind
+    power, unit, doubtful = following
     if part["base"]:
         unit = f"base {part['base']}"
     value = (-value if part["sign"] == "-" else value) * 10**power
@@ -84,8 +84,8 @@ def _value(part: Mapping[str, str | None]) -> Fraction | None:
     return value * Fraction(10) ** int(part["e"] or part["e1"] or part["e2"] or 0)
 
 
-def _behind(rest: str) -> tuple[int, Unit | str | None, bool] | None:
-    """What stands behind a number: (power of ten, unit, whether that is doubtful), or None."""
+def _following(rest: str) -> tuple[int, Unit | str | None, bool] | None:
+    """What follows a number: (power of ten, unit, whether that is doubtful), or None."""
     power = 0
     first, _, others = rest.strip().partition(" ")
     if rest.startswith(" ") and first in _MAGNITUDES:

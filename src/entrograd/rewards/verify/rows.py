@@ -23,7 +23,7 @@ def grade_file(path: Path | str, grader: Grader) -> Iterator[Row]:
     A row has `answer` (a string or number, or a list of accepted ones) and `completion`, or
     `completions`, a list; optionally `finish_reason` (stop or length, a list beside
     `completions`). Added are `reward`, `extracted`, `reward_status` and `extraction_rule`, lists
-    where there were completions. InputError names the line that cannot be graded.
+    if the row has `completions`. InputError names the line that cannot be graded.
     """
     for batch in batches(Path(path)):
         items = [_items(row, f"{path}: line {number}") for number, row in batch]

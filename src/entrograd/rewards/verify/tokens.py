@@ -13,7 +13,7 @@ _TOKEN = re.compile(
 )
 _SUBSCRIPT = re.compile(r"\s*_\s*(?:([A-Za-z0-9])|\{\s*([A-Za-z0-9]+)\s*\})\s*")
 _LETTERS = re.compile(r" *[A-Za-z]+(?: +[A-Za-z]+)* *")
-_NAMES = {"pi", "inf", "infinity", "or"}  # which have a meaning of their own
+_NAMES = {"pi", "inf", "infinity", "or"}  # they have a meaning of their own
 _GREEK = {
     *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "lambda"),
     *("mu", "nu", "xi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega", "Gamma", "Delta"),
@@ -29,7 +29,7 @@ class UnreadableError(Exception):
 
 def tokens(text: str) -> Iterator[str]:
     """Numbers, letters and Greek ones with their subscripts, other commands, marks. UnreadableError
-    where there is something else, or words or units beside mathematics."""
+    if there is anything else, or words or units beside mathematics."""
     if _LETTERS.fullmatch(text):
         if text.strip() in _NAMES:
             raise UnreadableError
@@ -79,5 +79,5 @@ def is_unknown(token: str) -> bool:
 
 
 def name(token: str) -> str:
-    """Of an unknown; as symbolic comparison has it, x is X."""
+    """The name of an unknown, in lower case: to symbolic comparison x is X."""
     return token.removeprefix("\\").lower()

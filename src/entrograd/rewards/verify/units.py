@@ -91,7 +91,7 @@ _SPELLINGS = [
 
 @functools.lru_cache(maxsize=1024)
 def parse_unit(text: str) -> Unit | None:
-    """The unit a text names, or None. At most 40 characters are looked at."""
+    """The unit that a text names, or None; a text of more than 40 characters names none."""
     text = text.strip().lower()
     if not text or len(text) > 40:
         return None
@@ -129,7 +129,7 @@ def _compound(text: str, table: dict[str, Unit]) -> Unit | None:
 
 
 def _build() -> dict[str, Unit]:
-    """Definitions are in base units, which stand for themselves there."""
+    """The units by name. Definitions are in base units, which stand for themselves."""
     words = {word for text in _NAMES.values() for word in re.findall("[a-z]+", text)}
     bases = {word: Unit(((word, 1),), Fraction(1)) for word in words}
     table: dict[str, Unit] = {}

@@ -13,26 +13,26 @@ _LONGEST = 300  # characters
 
 
 class Values(NamedTuple):
-    """found: the values, in order, of an answer or of an equation's last side. sides: of an
-    equation, as text; none otherwise. word: it, or one of a list, is letters alone, which have the
-    value of their product but may be a word."""
+    """numbers: of an answer or of an equation's last side, in order. sides: of an equation, as
+    text; none otherwise. word: it, or one of a list, is letters alone, which have the value of
+    their product but may be a word."""
 
-    found: tuple[complex, ...]
+    numbers: tuple[complex, ...]
     sides: tuple[str, ...] = ()
     word: bool = False
 
 
 def apart(one: Values, other: Values) -> bool:
     """Whether the values show that two answers differ: one has a value that the other has not, or
-    an equation fails where the other holds.
+    an equation fails if the other holds.
 
-    No is no verdict: (1, 2) is not (2, 1).
+    False is no verdict: (1, 2) and (2, 1) have the same values and are different answers.
     """
     if one.word and other.word:
         return False
     if one.sides and other.sides:
         return _fails(one.sides, other.sides) or _fails(other.sides, one.sides)
-    return not (_within(one.found, other.found) and _within(other.found, one.found))
+    return not (_within(one.numbers, other.numbers) and _within(other.numbers, one.numbers))
 
 
 def _within(some: Iterable[complex], others: Iterable[complex]) -> bool:
@@ -41,7 +41,7 @@ def _within(some: Iterable[complex], others: Iterable[complex]) -> bool:
 
 @functools.lru_cache(maxsize=8192)
 def read_values(latex: str) -> Values | None:
-    """The values of an answer, None where it cannot be read."""
+    """The values of an answer, None if it cannot be read."""
     sides = tuple(latex.split("="))
     if len(latex) > _LONGEST or (len(sides) > 1 and "," in latex):
         return None
@@ -49,20 +49,20 @@ def read_values(latex: str) -> Values | None:
         for side in sides[:-1]:
             Reader(side).value()
         reader = Reader(sides[-1])
-        found = reader.answer()
+        numbers = reader.answer()
     except (UnreadableError, ArithmeticError, ValueError):
         return None
-    return Values(tuple(found), sides if len(sides) > 1 else (), reader.word)
+    return Values(tuple(numbers), sides if len(sides) > 1 else (), reader.word)
 
 
 @functools.lru_cache(maxsize=8192)
-def _fails(known: tuple[str, ...], equation: tuple[str, ...]) -> bool:
-    """Whether an equation fails where `known` holds, which must be `unknown = expression`."""
-    if len(known) != 2 or len(equation) != 2:
+def _fails(definition: tuple[str, ...], equation: tuple[str, ...]) -> bool:
+    """Whether an equation fails for the unknown that `definition` gives, `unknown = expression`."""
+    if len(definition) != 2 or len(equation) != 2:
         return False
     try:
-        unknown, *others = tokens(known[0])
-        solution = Reader(known[1])
+        unknown, *others = tokens(definition[0])
+        solution = Reader(definition[1])
         if others or unknown in CONSTANTS or not is_unknown(unknown):
             return False
         if name(unknown) in map(name, solution.tokens):

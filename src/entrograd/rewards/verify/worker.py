@@ -1,4 +1,4 @@
-r"""The process that compares answers symbolically with math-verify, one pair a request.
+r"""The process that compares answers symbolically with math-verify, one pair per request.
 
 Run as `python -m entrograd.rewards.verify.worker MEMORY_MB SECONDS` by the sandbox, whose limits
 replace math-verify's own: those are exceptions, which code that catches all of them swallows.
@@ -10,16 +10,16 @@ import cmath
 import contextlib
 import functools
 import logging
-from typing import Any
+from collections.abc import Callable
 
-from entrograd.rewards.sandbox import serve
+from entrograd.rewards.sandbox_worker import serve
 from entrograd.rewards.verify.latex import point
 from entrograd.rewards.verify.numbers import read_number
 from entrograd.rewards.verify.values import Values, apart
 
 
 @functools.cache
-def _parser() -> Any:
+def _parser() -> Callable[[str], list[object]]:
     """LaTeX alone: math-verify's parser of plain expressions would evaluate them as Python, and
     its search for anything readable would take a number out of the middle of an answer."""
     from latex2sympy2_extended import NormalizationConfig
@@ -56,9 +56,9 @@ def _values(latex: str) -> Values | None:
     if number is not None and number.unit is None and not number.percent:
         with contextlib.suppress(OverflowError):
             return Values((complex(number.value),))
-    found = _parsed(latex)
-    equation = bool(found) and is_equation(found[0])
-    side = take_last_relation(found[0]).rhs if equation else found[0] if found else None
+    parsed = _parsed(latex)
+    equation = bool(parsed) and is_equation(parsed[0])
+    side = take_last_relation(parsed[0]).rhs if equation else parsed[0] if parsed else None
     value = _value(side)
     return None if value is None else Values((value,), (latex,) if equation else ())
 
@@ -100,8 +100,12 @@ def symbolically_equal(gold: str, answer: str) -> bool:
     )
 
 
+def _answer(pair: tuple[str, str]) -> bool:
+    return symbolically_equal(*pair)
+
+
 def _prepare() -> None:
-    """Import everything and let the parser meet its grammar once: forks inherit both."""
+    """Import everything and parse some of everything once: forks inherit what that loads."""
     logging.disable(logging.CRITICAL)
     for gold, answer in _GRAMMAR:
         with contextlib.suppress(Exception):  # a process without it works as well, only slower
@@ -119,4 +123,4 @@ _GRAMMAR = [
 
 
 if __name__ == "__main__":
-    serve(lambda pair: symbolically_equal(pair[0], pair[1]), _prepare)
+    serve(_answer, _prepare)
