@@ -112,6 +112,8 @@ def test_the_environment_names_what_auto_became(monkeypatch: pytest.MonkeyPatch)
     assert environment.environment()["resolved"] == {}
     chosen = resolve_dtype("auto", resolve_device("cpu"))
     resolve_dtype("auto", resolve_device("cpu"))
+    resolve_dtype("float32", resolve_device("cpu"))  # as the parameters say
+    resolve_dtype("bfloat16", resolve_device("cpu"))
     here = environment.environment()
     dtype = "bfloat16" if chosen == torch.bfloat16 else "float32"
     assert here["resolved"] == {

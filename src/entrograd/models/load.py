@@ -49,8 +49,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     the choice is the same in every run.
     """
     if dtype != "auto":
-        fast = dtype == "bfloat16"
-    elif device.type == "cuda":
+        return torch.float32 if dtype == "float32" else torch.bfloat16
+    if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
