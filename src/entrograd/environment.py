@@ -18,8 +18,8 @@ _resolved: dict[str, list[str]] = {}
 
 
 class Environment(TypedDict):
-    """What equal parameters may give other bytes under. `resolved`: devices and threads of the models
-    that this process loaded, and what `dtype: auto` became; empty if it loaded none."""
+    """What equal parameters may give other bytes under. `resolved`: devices and threads of the
+    models that this process loaded, and what `dtype: auto` became; empty if it loaded none."""
 
     processor: str
     instructions: list[str]
