@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,12 +142,12 @@ def report(
     found: Mapping[str, Mapping[int, Match]],
     ngram: int,
     share: float,
-    places: Sequence[str] | None = None,
+    place: Callable[[int], str | int] = lambda i: i + 1,
 ) -> dict[str, Any]:
     """Counts and examples of what `find_overlaps` found, ready for JSON.
 
-    `rows` of a benchmark are training rows that overlap it. Rows count from 1; `places` says
-    where the training problems stand instead.
+    `rows` of a benchmark are training rows that overlap it. Rows count from 1; `place` says
+    where a training problem (by index) stands instead.
     """
     overlapping = {i for matches in found.values() for i in matches}
     by_benchmark = {
@@ -163,7 +163,7 @@ def report(
             "benchmark": name,
             "kind": match.kind,
             "share": round(match.share, 4),
-            "train_row": places[i] if places else i + 1,
+            "train_row": place(i),
             "train_problem": problems[i],
             "benchmark_row": match.benchmark_row + 1,
             "benchmark_problem": benchmarks[name][match.benchmark_row],
