@@ -124,6 +124,6 @@ def test_a_long_table_is_checked_in_parts(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([good] * 4 + [{**good, "reason": None}]), file)
     with pytest.raises(InputError, match=r"rejects.parquet: row 4: reason is null"):
         list(tables.read_batches(file, "rejects", 2))
+    pq.write_table(pa.table({"source": ["a"]}), file)
     with pytest.raises(InputError, match=r"column row \(int\d+\) is missing"):
-        pq.write_table(pa.table({"source": ["a"]}), file)
         list(tables.read_batches(file, "rejects", 2, ["source"]))
