@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from peak import peak_mib
 
 from entrograd.annotate.params import AnnotateParams
 from entrograd.storage.files import write_json
@@ -96,8 +96,7 @@ def annotate(folder: Path) -> None:
         reward_heads=out / "reward_heads.json",
         resume=folder / "resume",
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"mib": round(peak), "seconds": round(time.perf_counter() - start, 1)}))
+    print(json.dumps({"mib": round(peak_mib()), "seconds": round(time.perf_counter() - start, 1)}))
 
 
 def main() -> int:

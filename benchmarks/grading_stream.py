@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from grading import SHARED, SIZE, UNFINISHED, descendants, form, group, now, problems
+from peak import peak_mib
 
 from entrograd.annotate.clusters import Group, by_answer
 from entrograd.rewards.params import GraderParams
@@ -60,20 +61,15 @@ def child(path: Path) -> dict[str, Any]:
                 reward += sum(row["reward"])
                 statuses.update(row["reward_status"])
         end = now()
-        peaks = [_peak(pid) for pid in descendants()]
+        peaks = [peak_mib(pid) for pid in descendants()]
     return {
-        "mib": round(sum(peaks) / 1024),
+        "mib": round(sum(peaks)),
         "processor_seconds": round(end.processor - start.processor, 1),
         "seconds": round(end.clock - start.clock, 1),
         "mean_reward": round(reward / statuses.total(), 4),
         "clusters_a_group": round(clusters * SIZE / statuses.total(), 4),
         "statuses": dict(sorted(statuses.items())),
     }
-
-
-def _peak(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def main() -> int:

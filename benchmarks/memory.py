@@ -1,14 +1,13 @@
 """Peak memory of stage train_offline as its table grows: `python benchmarks/memory.py [COUNT ...]`.
 
-Tables of COUNT completions (1,000 and 10,000 if none is given) of 200 tokens, in one Parquet file
-each, a model of two small layers, two updates in a process of their own. Writes
-benchmarks/results/memory.json.
+Tables of COUNT completions (1,000, 10,000 and 100,000 if none is given) of 200 tokens, each a
+Parquet file of one row group; a model of two small layers; some updates in a process of their own.
+Writes benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from peak import peak_mib
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -26,9 +26,10 @@ from entrograd.storage.files import write_json
 from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import write_table
 from entrograd.train import offline
+from entrograd.train.params import TrainOfflineParams
 
-SIZES = (1_000, 10_000)
-TOKENS, GROUP, PROMPT, UPDATES, WORDS = 200, 8, 40, 2, 64
+SIZES = (1_000, 10_000, 100_000)
+TOKENS, GROUP, PROMPT, UPDATES, WORDS = 200, 8, 40, 20, 64
 RESULT = Path(__file__).parent / "results/memory.json"
 
 
@@ -81,44 +82,39 @@ def write_rows(path: Path, count: int) -> None:
     write_table(path, table, "annotated")
 
 
-def train(folder: Path, table: Path) -> float:
+def train(model: Path, table: Path, out: Path) -> float:
     """Some updates on the table; the peak memory of this process, in MiB."""
-    from entrograd.train.params import TrainOfflineParams
-
     schedule = offline.schedule
     offline.schedule = lambda *given: schedule(*given)[:UPDATES]
     params = TrainOfflineParams(dtype="float32", device="cpu", prompts_per_update=4)
-    places = [folder / name for name in ("out", "curve.csv", "resume")]
-    offline.train_offline(params, MethodParams(name="grpo"), folder / "model", table, *places)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    places = [out / name for name in ("weights", "curve.csv", "resume")]
+    offline.train_offline(params, MethodParams(name="grpo"), model, table, *places)
+    return peak_mib()
 
 
 def measure(folder: Path, sizes: Sequence[int]) -> dict[str, float]:
     """MiB by number of completions, each in a process of its own."""
-    write_model(folder / "model")
-    found = {}
+    model, found = folder / "model", {}
+    write_model(model)
     for size in sizes:
         table = folder / f"{size}.parquet"
-        for step in ("write", "train"):
-            words = [sys.executable, __file__, step, str(folder), str(table), str(size)]
-            done = subprocess.run(words, check=True, capture_output=True, text=True)
+        write_rows(table, size)
+        words = [sys.executable, __file__, "train", model, table, folder / str(size)]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
         found[str(size)] = round(float(done.stdout.split()[-1]), 1)
     return found
 
 
 def main() -> None:
-    """Measure the sizes given, or one step of that in its own process."""
-    if sys.argv[1:2] in (["write"], ["train"]):
-        step, folder, table, size = sys.argv[1:]
-        if step == "write":
-            write_rows(Path(table), int(size))
-        else:
-            print(train(Path(folder), Path(table)))
+    """Measure the sizes given, or train in a process of its own."""
+    if sys.argv[1:2] == ["train"]:
+        model, table, out = map(Path, sys.argv[2:])
+        print(train(model, table, out))
         return
     with tempfile.TemporaryDirectory() as folder:
-        after = measure(Path(folder), [*map(int, sys.argv[1:])] or SIZES)
-    write_json(RESULT, {"tokens": TOKENS, "updates": UPDATES, "peak_mib": after})
-    print(json.dumps(after))
+        found = measure(Path(folder), [*map(int, sys.argv[1:])] or SIZES)
+    write_json(RESULT, {"tokens": TOKENS, "updates": UPDATES, "peak_mib": found})
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Peak memory of `prepare` and `report` on made-up rows, each in a process of its own:
-`python benchmarks/memory_tables.py [ROWS]` (50,000 if not given).
+`python benchmarks/memory_tables.py [ROWS [PROBLEMS]]` (50,000 of 3,000 if not given).
 
 Rows of `prepare` are problems of 25 words, three in ten of them duplicates; those of `report` are
-samples of 400 characters, eight per problem of two models. Writes
+samples of 400 characters of PROBLEMS problems, by two models. Writes
 benchmarks/results/memory_tables.json, with the hash of what was written: equal where only memory
 differs.
 """
@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from peak import peak_mib
 
 from entrograd.data.params import FileSource, PrepareParams
 from entrograd.data.prepare import prepare
@@ -44,10 +45,10 @@ def write_problems(path: Path, rows: int) -> None:
             file.write(json.dumps({"problem": problem, "answer": str(number % 97)}) + "\n")
 
 
-def samples(rows: int) -> Iterator[dict[str, object]]:
-    """Eight completions of each problem by each of two models."""
+def samples(rows: int, problems: int) -> Iterator[dict[str, object]]:
+    """Completions of each problem by each of two models: the first of all, then the second, ..."""
     for row in range(rows):
-        problem, draw = divmod(row // 2, 8)
+        draw, problem = divmod(row // 2, problems)
         yield {
             "model": ("base", "online")[row % 2],
             "benchmark": "heldout",
@@ -75,28 +76,27 @@ def run(what: str, folder: Path, rows: int) -> tuple[float, str]:
         write_json(folder / "summary.json", {"base": score, "online": score})
         inputs = Inputs(folder / "summary.json", folder / "samples.parquet")
         report(read(ROOT / "params.yaml", Params), inputs, out / "page")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    files = sorted(file for file in out.rglob("*") if file.is_file())
+    peak, files = peak_mib(), sorted(file for file in out.rglob("*") if file.is_file())
     return peak, hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def main() -> None:
     """Measure both, or one of them in its own process."""
-    if len(sys.argv) > 2:
+    if sys.argv[1:2] in (["prepare"], ["report"]):
         what, folder, rows = sys.argv[1:]
         print(json.dumps(run(what, Path(folder), int(rows))))
         return
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
+    rows, problems = [*map(int, sys.argv[1:]), *(50_000, 3_000)[len(sys.argv) - 1 :]]
     found = {}
     with tempfile.TemporaryDirectory() as place:
         write_problems(Path(place) / "problems.jsonl", rows)
-        write_table(Path(place) / "samples.parquet", list(samples(rows)), "samples")
+        write_table(Path(place) / "samples.parquet", samples(rows, problems), "samples")
         for what in ("prepare", "report"):
             words = [sys.executable, __file__, what, place, str(rows)]
             done = subprocess.run(words, check=True, capture_output=True, text=True)
             peak, digest = json.loads(done.stdout.splitlines()[-1])
             found[what] = {"peak_mib": round(peak, 1), "outputs_sha256": digest}
-    write_json(RESULT, {"rows": rows, "stages": found})
+    write_json(RESULT, {"rows": rows, "problems": problems, "stages": found})
     print(json.dumps(found))
 
 

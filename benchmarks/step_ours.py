@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from peak import peak_mib
 from work import step_work
 
 from entrograd.data.groups import Completion, PromptGroup
@@ -90,7 +90,7 @@ def main() -> None:
         result = {
             "seconds": _differences([wall for wall, _ in marks]),
             "cpu_seconds": _differences([cpu for _, cpu in marks]),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mb": peak_mib(),
             "loss": measured["loss"],
             "grad_norm": measured["grad_norm"],
             "dtype": str(policy.model.dtype).removeprefix("torch."),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ os.environ.update({"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "DO_N
 
 import torch
 from datasets import Dataset
+from peak import peak_mib
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -69,7 +69,7 @@ class Turns(TrainerCallback):
         result = {
             "seconds": {name: values[0] for name, values in spent.items()},
             "cpu_seconds": {name: values[1] for name, values in spent.items()},
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mb": peak_mib(),
             "mean_length": lengths[-1],
             "threads": torch.get_num_threads(),
         }

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -24,6 +25,7 @@ from entrograd.pipeline.sections import Params
 from entrograd.report import curves, plots, samples, scores, settings, tables
 from entrograd.report.browser import Inputs, report
 from entrograd.storage.files import read_json, write_csv, write_json
+from entrograd.storage.schemas import SCHEMAS
 from entrograd.storage.tables import shard_name, write_manifest, write_table
 from helpers.paths import ROOT, SHIPPED
 
@@ -427,6 +429,11 @@ class TestFigures:
 
 
 class TestSamples:
+    def kinds(self, rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
+        return samples.kinds(
+            pa.Table.from_pylist(rows, SCHEMAS["samples"]), models=["base", "online"]
+        )
+
     def rows(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
         return [
             sample(model, i, float(pair[place]))
@@ -435,24 +442,35 @@ class TestSamples:
         ]
 
     def test_kinds(self) -> None:
-        compared = samples.compare(self.rows([(0, 1), (1, 0), (0, 0), (1, 1)]), ["base", "online"])
-        assert [c.kind for c in compared] == list(samples.KINDS)
+        found = self.kinds(self.rows([(0, 1), (1, 0), (0, 0), (1, 1)]))
+        ids = [sample("base", i, 0.0)["problem_id"] for i in range(4)]
+        assert {kind: found[kind].to_pylist() for kind in found} == {
+            "fixed": ids[:1],
+            "broken": ids[1:2],
+            "still wrong": ids[2:3],
+            "right throughout": ids[3:],
+        }
 
     def test_only_problems_all_models_answered(self) -> None:
-        rows = [*self.rows([(0, 1)]), sample("base", 7, 1.0)]
-        assert len(samples.compare(rows, ["base", "online"])) == 1
+        found = self.kinds([*self.rows([(0, 1)]), sample("base", 7, 1.0)])
+        assert sum(map(len, found.values())) == 1
+
+    def test_of_several_rows_the_last_counts(self) -> None:
+        found = self.kinds([*self.rows([(0, 1)]), sample("base", 0, 1.0)])
+        assert {kind: len(found[kind]) for kind in found if len(found[kind])} == {
+            "right throughout": 1
+        }
 
     def test_twelve_of_plenty(self) -> None:
         pairs = [(0, 1), (1, 0), (0, 0), (1, 1)] * 20
-        chosen = samples.choose(samples.compare(self.rows(pairs), ["base", "online"]), 12)
-        kinds = [c.kind for c in chosen]
+        kinds = [kind for kind, _ in samples.choose(self.kinds(self.rows(pairs)), 12)]
         assert [kinds.count(kind) for kind in samples.KINDS] == [5, 3, 3, 1]
 
     def test_other_kinds_fill_up_where_one_runs_short(self) -> None:
-        compared = samples.compare(self.rows([(0, 1)] * 2 + [(1, 1)] * 9), ["base", "online"])
-        kinds = [c.kind for c in samples.choose(compared, 6)]
+        found = self.kinds(self.rows([(0, 1)] * 2 + [(1, 1)] * 9))
+        kinds = [kind for kind, _ in samples.choose(found, 6)]
         assert kinds == ["fixed"] * 2 + ["right throughout"] * 4
-        assert len(samples.choose(compared, 100)) == 11
+        assert len(samples.choose(found, 100)) == 11
 
 
 def test_facts_join_nested_names() -> None:

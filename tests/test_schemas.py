@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from entrograd.errors import InputError
+from entrograd.storage import tables
 from entrograd.storage.tables import read_table
 
 
@@ -93,3 +94,36 @@ def test_other_ways_to_hold_the_same_are_read(tmp_path: Path) -> None:
         for values in zip(*prompts().values(), strict=True)
     ]
     assert all(row["level"] is None and row["messages"] is None for row in rows)
+
+
+def test_a_long_table_is_written_and_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROWS", 2)
+    monkeypatch.setattr(tables, "ROW_GROUP", 4)
+    rows = [
+        {"source": "a", "row": number, "reason": "r", "content": None, "line": None}
+        for number in range(9)
+    ]
+    file = tmp_path / "rejects.parquet"
+    tables.write_table(file, iter(rows), "rejects")
+    metadata = pq.read_metadata(file)
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [4, 4, 1]
+    whole = read_table(file, "rejects")
+    assert whole.to_pylist() == rows
+    batches = list(tables.read_batches(file, "rejects", 3))
+    assert max(map(len, batches)) <= 3
+    assert pa.concat_tables(batches).equals(whole)
+    some = pa.concat_tables(tables.read_batches(file, "rejects", 3, ["row", "reason"]))
+    assert some.equals(whole.select(["row", "reason"]))
+
+
+def test_a_long_table_is_checked_in_parts(tmp_path: Path) -> None:
+    good = {"source": "a", "row": 1, "reason": "missing answer", "content": ""}
+    file = tmp_path / "rejects.parquet"
+    pq.write_table(pa.Table.from_pylist([good] * 4 + [{**good, "reason": None}]), file)
+    with pytest.raises(InputError, match=r"rejects.parquet: row 4: reason is null"):
+        list(tables.read_batches(file, "rejects", 2))
+    pq.write_table(pa.table({"source": ["a"]}), file)
+    with pytest.raises(InputError, match=r"column row \(int\d+\) is missing"):
+        list(tables.read_batches(file, "rejects", 2, ["source"]))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -167,12 +167,12 @@ def report(
     overlaps: Mapping[str, Mapping[int, Match]],
     ngram: int,
     fraction: float,
-    places: Sequence[str] | None = None,
+    place: Callable[[int], str | int] = lambda i: i + 1,
 ) -> Report:
     """Counts and examples of the `overlaps` of `find_overlaps`, ready for JSON.
 
-    `rows` of a benchmark are training rows that overlap it. Rows count from 1; `places` names
-    the training rows instead.
+    `rows` of a benchmark are training rows that overlap it. Rows count from 1; `place` says
+    where a training problem (by index) stands instead.
     """
     overlapping = {i for matches in overlaps.values() for i in matches}
     by_benchmark = {
@@ -188,7 +188,7 @@ def report(
             "benchmark": name,
             "kind": match.kind,
             "share": round(match.fraction, 4),
-            "train_row": places[i] if places else i + 1,
+            "train_row": place(i),
             "train_problem": problems[i],
             "benchmark_row": match.benchmark_row + 1,
             "benchmark_problem": benchmarks[name][match.benchmark_row],

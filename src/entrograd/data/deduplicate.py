@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
 
 from entrograd.data.normalise import normalise
 from entrograd.data.sources import Reject, Row, place
+from entrograd.storage.hashing import text_hash
 
 
 def deduplicate(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Reject]]:
@@ -14,19 +18,29 @@ def deduplicate(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Reject]
     Rows of one problem agree if all of them accept one of the answers (spaces aside). If they do
     not, nobody knows which is right, and all of them are rejected.
     """
-    same: dict[str, list[Row]] = {}
-    for row in rows:
-        same.setdefault(normalise(row.problem), []).append(row)
     kept: list[Row] = []
     duplicates: list[Row] = []
     rejects: list[Reject] = []
-    for group in same.values():
+    first = first_equal(normalise(row.problem) for row in rows)
+    for _, members in groupby(np.argsort(first, kind="stable"), first.__getitem__):
+        group = [rows[i] for i in members]
         if _agree(group):
             kept.append(group[0])
             duplicates += group[1:]
         else:
             rejects += [_conflict(row, group) for row in group]
     return kept, duplicates, rejects
+
+
+def first_equal(texts: Iterable[str]) -> np.ndarray:
+    """[N] of each text the index of the first that equals it, by 128 bits of their sha256."""
+    digests = bytearray()
+    for text in texts:
+        digests += bytes.fromhex(text_hash(text)[:32])
+    _, first, group = np.unique(
+        np.frombuffer(digests, "S16"), return_index=True, return_inverse=True
+    )
+    return first[group]
 
 
 def _agree(group: Sequence[Row]) -> bool:

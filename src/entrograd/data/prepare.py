@@ -21,6 +21,7 @@ from entrograd.storage.tables import write_table
 log = logging.getLogger("entrograd")
 
 HELDOUT = "heldout split"
+SPLITS = ("train", "heldout")
 COUNTED = (
     "rows",
     "rejected",
@@ -45,54 +46,61 @@ def prepare(params: PrepareParams, out: Path, rejects: Path, summary: Path) -> s
     benchmarks = {
         name: read_problems(path) for name, path in benchmark_names(params.decontaminate.benchmarks)
     }
-    rows: list[Row] = []
-    turned_away: list[Reject] = []
-    for name, source in _named(params.sources):
-        taken, refused = read(source, name)
-        log.info("%s: %d rows, %d rejected", name, len(taken), len(refused))
-        rows += taken
-        turned_away += refused
+    rows, turned_away = _read(params.sources)
     total = len(rows) + len(turned_away)
     counts = Counter((row.source, "rows") for row in rows)
     counts.update((reject.source, "rows") for reject in turned_away)
     rows, duplicates, conflicts = deduplicate(rows)
+    counts.update((row.source, "duplicates") for row in duplicates)
+    del duplicates
     turned_away += conflicts
+    counts.update((reject.source, "rejected") for reject in turned_away)
     _check_reject_fraction(turned_away, total, params.max_reject_fraction)
 
     shown = {normalise(example.problem) for example in params.prompt.examples}
-    examples = [row for row in rows if normalise(row.problem) in shown]
-    rows = [row for row in rows if normalise(row.problem) not in shown]
-    heldout = [row for row in rows if split(row.problem, params.heldout_fraction) == "heldout"]
-    train = [row for row in rows if split(row.problem, params.heldout_fraction) == "train"]
-    overlapping, report = _overlaps(train, heldout, benchmarks, params)
-    kept = [row for row in train if row not in overlapping]
-    if not kept:
+    parts = [_part(row.problem, shown, params.heldout_fraction) for row in rows]
+    report = _mark_overlaps(rows, parts, benchmarks, params)
+    counts.update((row.source, part) for row, part in zip(rows, parts, strict=True))
+    whole: Counter[str] = Counter()
+    for (_, what), count in counts.items():
+        whole[what] += count
+    if not whole["train"]:
         raise InputError(
-            f"no training prompts are left of {total} rows ({len(turned_away)} rejected, "
-            f"{len(duplicates)} duplicates, {len(overlapping)} overlapping, {len(heldout)} held "
-            "out); give more rows or a lower prepare.heldout_fraction"
+            f"no training prompts are left of {total} rows ({whole['rejected']} rejected, "
+            f"{whole['duplicates']} duplicates, {whole['overlapping']} overlapping, "
+            f"{whole['heldout']} held out); give more rows or a lower prepare.heldout_fraction"
         )
-    if params.heldout_fraction > 0 and not heldout:
+    if params.heldout_fraction > 0 and not whole["heldout"]:
         log.warning("no prompt fell into the held-out split; give more rows")
 
-    for what, group in (
-        ("rejected", turned_away),
-        ("duplicates", duplicates),
-        ("few_shot_examples", examples),
-        ("overlapping", overlapping),
-        ("heldout", heldout),
-        ("train", kept),
-    ):
-        counts.update((item.source, what) for item in group)
-    chosen = set(kept) | set(heldout)
-    write_table(out, (_prompt(row, params) for row in rows if row in chosen), "prompts")
+    chosen = ((row, part) for row, part in zip(rows, parts, strict=True) if part in SPLITS)
+    write_table(out, (_prompt(row, part, params) for row, part in chosen), "prompts")
     write_table(rejects, map(vars, turned_away), "rejects")
     write_json(summary, _summary(params, counts, turned_away, report))
     return (
-        f"{len(kept)} train and {len(heldout)} heldout prompts of {total} rows; "
-        f"{len(turned_away)} rejected, {len(duplicates)} duplicates, "
-        f"{len(examples) + len(overlapping)} removed for overlap"
+        f"{whole['train']} train and {whole['heldout']} heldout prompts of {total} rows; "
+        f"{whole['rejected']} rejected, {whole['duplicates']} duplicates, "
+        f"{whole['few_shot_examples'] + whole['overlapping']} removed for overlap"
     )
+
+
+def _read(sources: Sequence[Source]) -> tuple[list[Row], list[Reject]]:
+    """The rows of all sources, one source after another, and those turned away."""
+    rows: list[Row] = []
+    turned_away: list[Reject] = []
+    for name, source in _named(sources):
+        taken, refused = read(source, name)
+        log.info("%s: %d rows, %d rejected", name, len(taken), len(refused))
+        rows += taken
+        turned_away += refused
+    return rows, turned_away
+
+
+def _part(problem: str, shown: set[str], heldout_fraction: float) -> str:
+    """Which of COUNTED a problem belongs to, `shown` being the few-shot examples."""
+    if shown and normalise(problem) in shown:
+        return "few_shot_examples"
+    return split(problem, heldout_fraction)
 
 
 def benchmark_names(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -126,26 +134,33 @@ def _check_reject_fraction(rejects: Sequence[Reject], total: int, bound: float) 
     )
 
 
-def _overlaps(
-    train: Sequence[Row],
-    heldout: Sequence[Row],
+def _mark_overlaps(
+    rows: Sequence[Row],
+    parts: list[str],
     benchmarks: dict[str, list[str]],
     params: PrepareParams,
-) -> tuple[set[Row], decontaminate.Report]:
-    against = {**benchmarks, HELDOUT: [row.problem for row in heldout]}
-    problems = [row.problem for row in train]
+) -> decontaminate.Report:
+    """Make `overlapping` the part of the training rows that overlap a benchmark or the held-out
+    split; the report on them."""
+    train = [i for i, part in enumerate(parts) if part == "train"]
+    heldout = [row.problem for row, part in zip(rows, parts, strict=True) if part == "heldout"]
+    against = {**benchmarks, HELDOUT: heldout}
+    problems = [rows[i].problem for i in train]
     bounds = params.decontaminate.ngram, params.decontaminate.fraction
     overlaps = decontaminate.find_overlaps(problems, against, *bounds)
-    places = [place(row) for row in train]
-    report = decontaminate.report(problems, against, overlaps, *bounds, places)
-    return {train[i] for matches in overlaps.values() for i in matches}, report
+    for matches in overlaps.values():
+        for i in matches:
+            parts[train[i]] = "overlapping"
+    return decontaminate.report(
+        problems, against, overlaps, *bounds, lambda i: place(rows[train[i]])
+    )
 
 
-def _prompt(row: Row, params: PrepareParams) -> dict[str, object]:
+def _prompt(row: Row, part: str, params: PrepareParams) -> dict[str, object]:
     return {
         "prompt_id": prompt_id(row.problem, row.answers),
         "source": row.source,
-        "split": split(row.problem, params.heldout_fraction),
+        "split": part,
         "problem": row.problem,
         "answers": list(row.answers),
         "level": row.level,

@@ -81,12 +81,10 @@ def report(run: Params, inputs: Inputs, out: Path) -> str:
 def render(run: Params, inputs: Inputs) -> str:
     """The page's HTML."""
     models, differences = scores.scores(read_json(inputs.summary), str(inputs.summary))
-    compared, on = _comparisons(inputs.samples, [m.name for m in models])
-    counts = {kind: sum(c.kind == kind for c in compared) for kind in samples.KINDS}
+    compared = samples.compare(inputs.samples, [m.name for m in models], run.report.samples)
     annotate = _optional_json(inputs.annotate)
     curve_files = {"offline": inputs.offline_curve, "online": inputs.online_curve}
     logs = {name: tables.read_curve(path) for name, path in curve_files.items() if path}
-    names = [row["model"] for row in compared[0].rows] if compared else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -113,12 +111,12 @@ def render(run: Params, inputs: Inputs) -> str:
         + _heads(inputs.reward_heads),
         statuses=tables.status_fractions(annotate),
         groups=_group_figures(inputs.groups),
-        samples=samples.choose(compared, run.report.samples),
-        sample_counts=counts,
-        sample_models=names,
-        sample_colours={name: plots.colour(i) for i, name in enumerate(names)},
-        samples_on=on,
-        compared=len(compared),
+        samples=compared.shown,
+        sample_counts=compared.counts,
+        sample_models=compared.models,
+        sample_colours={name: plots.colour(i) for i, name in enumerate(compared.models)},
+        samples_on=compared.benchmark,
+        compared=sum(compared.counts.values()),
         longest=LONGEST_TEXT,
     )
 
@@ -237,17 +235,3 @@ def _group_figures(path: Path | None) -> list[dict[str, object]]:
             ),
         },
     ]
-
-
-def _comparisons(path: Path, order: list[str]) -> tuple[list[samples.Comparison], str]:
-    """The models side by side on the held-out problems or else on the first benchmark."""
-    table = read_table(path, "samples")
-    names = table["benchmark"].unique().to_pylist()
-    if not names:
-        return [], ""
-    chosen = "heldout" if "heldout" in names else names[0]
-    table = table.filter(pc.equal(table["benchmark"], chosen))
-    present = table["model"].unique().to_pylist()
-    rows = table.filter(pc.equal(table["sample_index"], 0)).to_pylist()  # all that is compared
-    models = [name for name in order if name in present] or present
-    return samples.compare(rows, models), chosen

@@ -6,6 +6,8 @@ the file's metadata. Plain pyarrow, DuckDB, Polars and `datasets` read them as t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from entrograd.errors import InputError
@@ -23,8 +25,15 @@ SCHEMAS["completions"] = pa.schema(
 )
 
 
-def validate(table: pa.Table, name: str, where: str, first_row: int = 0) -> pa.Table:
-    """`table` with exactly the columns of schema `name`, in order and type.
+def validate(
+    table: pa.Table,
+    name: str,
+    where: str,
+    first_row: int = 0,
+    only: Sequence[str] | None = None,
+) -> pa.Table:
+    """`table` with exactly the columns of schema `name` (or `only` these of them), in order and
+    type.
 
     Columns beyond the schema are dropped, absent nullable ones are filled with nulls; numbers, and
     the ways Arrow has to hold text and lists, are cast where no value changes. InputError names the
@@ -32,6 +41,8 @@ def validate(table: pa.Table, name: str, where: str, first_row: int = 0) -> pa.T
     file.
     """
     schema, columns = SCHEMAS[name], []
+    if only is not None:
+        schema = pa.schema(field for field in schema if field.name in only)
     for field in schema:
         if field.name not in table.column_names:
             if not field.nullable:

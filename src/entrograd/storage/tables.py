@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
@@ -39,7 +40,9 @@ class Provenance(TypedDict, total=False):
     extraction: list[str]
 
 
-ROWS = 10_000  # made into Arrow at once
+ROWS = 8192  # made into Arrow at once
+ROW_GROUP = 8 * ROWS  # rows of a file that are held until they are written
+BUFFER = 1 << 20  # bytes of a Parquet column that are read together
 MANIFEST = ".manifest.json"  # hidden: `datasets` and pyarrow open a folder of shards as it is
 
 
@@ -55,25 +58,34 @@ def write_table(
     two equal runs.
     """
     schema = schemas.SCHEMAS[name]
-    if isinstance(rows, pa.Table):
-        table = schemas.validate(rows, name, str(path))
-    else:
-        table = schemas.validate(_table(rows, schema), name, str(path))
     metadata = {
         "entrograd.table": name,
         "entrograd.version": schemas.VERSION,
         "entrograd.provenance": json.dumps(provenance, sort_keys=True),
     }
-    with atomic(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+    schema = schema.with_metadata(metadata)
+    tables = [rows] if isinstance(rows, pa.Table) else _row_groups(iter(rows), schema)
+    first = 0
+    with (
+        atomic(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for table in tables:
+            valid = schemas.validate(table, name, str(path), first)
+            writer.write_table(valid.replace_schema_metadata(metadata))
+            first += len(table)
 
 
-def _table(rows: Iterable[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table; only ROWS of them are Python objects at a time."""
-    rows, parts = iter(rows), [schema.empty_table()]
+def _row_groups(rows: Iterator[Mapping[str, object]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows as Arrow tables of ROW_GROUP rows, the last of what is left; one without rows if there
+    are none. Only ROWS of them are Python objects at a time."""
+    held = [schema.empty_table()]
     while part := [dict(row) for row in islice(rows, ROWS)]:
-        parts.append(pa.Table.from_pylist(part, schema=schema))
-    return pa.concat_tables(parts).combine_chunks()
+        if sum(map(len, held)) == ROW_GROUP:
+            yield pa.concat_tables(held).combine_chunks()
+            held = []
+        held.append(pa.Table.from_pylist(part, schema=schema))
+    yield pa.concat_tables(held).combine_chunks()
 
 
 def read_table(path: Path | str, name: str) -> pa.Table:
@@ -83,13 +95,37 @@ def read_table(path: Path | str, name: str) -> pa.Table:
     if path.is_dir():
         files = shard_files(path)
         return pa.concat_tables(read_table(file, name) for file in files)
-    try:
+    with _readable(path, name):
         table = pq.read_table(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it should hold a {name} table") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file: {error}") from None
     return schemas.validate(table, name, str(path))
+
+
+def read_batches(
+    path: Path | str, name: str, rows: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """The rows of `read_table`, in order, at most `rows` at a time: a row group of any size is not
+    read whole. `columns`: only these."""
+    path = Path(path)
+    for file in shard_files(path) if path.is_dir() else [path]:
+        first = 0
+        with _readable(file, name), pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as f:
+            schemas.validate(f.schema_arrow.empty_table(), name, str(file))
+            known = columns and [column for column in columns if column in f.schema_arrow.names]
+            for batch in f.iter_batches(rows, columns=known):
+                table = pa.Table.from_batches([batch])
+                yield schemas.validate(table, name, str(file), first, columns)
+                first += len(table)
+
+
+@contextmanager
+def _readable(file: Path, name: str) -> Iterator[None]:
+    """InputError where the block can't read `file`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; it should hold a {name} table") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file}: not a Parquet file: {error}") from None
 
 
 def provenance(path: Path | str) -> Provenance:

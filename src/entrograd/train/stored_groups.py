@@ -7,13 +7,13 @@ of which any few rows can be read alone. In memory stays an index: which rows a 
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -21,14 +21,13 @@ from entrograd.annotate.reward_weights import head_values
 from entrograd.data.groups import PromptGroup, groups_of
 from entrograd.errors import InputError
 from entrograd.storage.files import atomic
-from entrograd.storage.schemas import SCHEMAS, validate
-from entrograd.storage.tables import shard_files
+from entrograd.storage.schemas import SCHEMAS
+from entrograd.storage.tables import read_batches
 
 log = logging.getLogger("entrograd")
 
 BATCH = 64  # rows that are read together
 PART = 4096  # completions that a column is added to together
-BUFFER = 1 << 20  # bytes of a Parquet column that are read together
 FILE = ".annotated.arrow"  # hidden: alone it is no work to go on with
 
 
@@ -52,10 +51,8 @@ class StoredGroups(Sequence[PromptGroup]):
         self.ratings: dict[str, Tensor] = {}  # of each reward head, [N] float64, rows in any order
         self.longest = 0  # tokens of a completion
         # Of each column added: its file, and the group's first value in it.
-        self._added: dict[str, tuple[Path, list[int]]] = {}
-        members = self._copy(check)
-        self._rows = np.concatenate(members) if members else np.empty(0, np.int64)
-        self._ends = np.cumsum([len(rows) for rows in members])
+        self._added: dict[str, tuple[Path, array[int]]] = {}
+        self._rows, self._ends = self._copy(check)
         self._source = pa.OSFile(str(self.file))
         self._batches = pa.ipc.open_file(self._source)
 
@@ -86,7 +83,7 @@ class StoredGroups(Sequence[PromptGroup]):
     def add(self, name: str, fill: Callable[[list[PromptGroup]], None]) -> None:
         """Add the token column `name`, float32: `fill` gives it to the completions of some groups
         at a time; it is stored beside the table."""
-        file, first, count = self.file.with_name(f".{name}"), [0], 0
+        file, first, count = self.file.with_name(f".{name}"), array("q", [0]), 0
         with atomic(file) as temporary, temporary.open("wb") as sink:
             for groups in self._in_parts():
                 fill(groups)
@@ -113,10 +110,11 @@ class StoredGroups(Sequence[PromptGroup]):
         """How many completions the groups have."""
         return len(self._rows)
 
-    def _copy(self, check: Callable[[pa.Table, int], None]) -> list[np.ndarray]:
-        """Copy the table; the rows of each group."""
-        members: dict[str, list[int]] = {}
-        prompts: dict[str, int] = {}  # a hash of each group's prompt
+    def _copy(self, check: Callable[[pa.Table, int], None]) -> tuple[np.ndarray, np.ndarray]:
+        """Copy the table; the rows of all groups, one after another, and where each group ends."""
+        numbers: dict[str, int] = {}  # of each group, by its prompt
+        prompts = array("q")  # a hash of each group's prompt
+        owners, rows = array("q"), array("q")  # of each row with tokens: its group and its number
         ratings: list[dict[str, Tensor]] = []
         first = 0
         with (
@@ -137,12 +135,16 @@ class StoredGroups(Sequence[PromptGroup]):
                 tokens = table["prompt_ids"].combine_chunks()
                 for row in whole.tolist():
                     key = hash(tokens[row].values.to_numpy().tobytes())
-                    if prompts.setdefault(ids[row], key) != key:
+                    owner = numbers.setdefault(ids[row], len(numbers))
+                    if owner == len(prompts):
+                        prompts.append(key)
+                    if prompts[owner] != key:
                         raise InputError(
                             f"{self.path}: row {first + row}: prompt_ids differ from those of the "
                             f"other rows of prompt {ids[row]}; give a prompt_id to each prompt"
                         )
-                    members.setdefault(ids[row], []).append(first + row)
+                    owners.append(owner)
+                    rows.append(first + row)
                 names = ["prompt_id", "sample_index", "reward_heads"]
                 if len(whole):
                     rated = head_values(table.select(names).take(whole).to_pylist(), str(self.path))
@@ -154,35 +156,24 @@ class StoredGroups(Sequence[PromptGroup]):
                             "rollouts with the same ones"
                         )
                 first += len(table)
-        count = sum(map(len, members.values()))
         if not first:
             raise InputError(f"{self.path}: no rows to train on")
-        if first > count:
-            log.warning("%s: %d rows without tokens are left out", self.path, first - count)
+        if first > len(rows):
+            log.warning("%s: %d rows without tokens are left out", self.path, first - len(rows))
         if ratings:
             self.ratings = {name: torch.cat([r[name] for r in ratings]) for name in ratings[0]}
-        return [np.array(rows) for rows in members.values()]
+        groups = np.asarray(owners)
+        order = np.argsort(groups, kind="stable")
+        return np.asarray(rows)[order], np.cumsum(np.bincount(groups))
 
 
 def _batches(path: Path) -> Iterator[pa.Table]:
     """The rows of a table of schema `annotated`, validated, BATCH at a time but for the last."""
-    rest: pa.Table | None = None
-    for file in shard_files(path) if path.is_dir() else [path]:
-        row = 0
-        try:
-            source = pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
-            for batch in source.iter_batches(BATCH):
-                table = validate(pa.Table.from_batches([batch]), "annotated", str(file), row)
-                row += len(table)
-                rest = pa.concat_tables([rest, table]) if rest is not None else table
-                while len(rest) >= BATCH:
-                    yield rest[:BATCH].combine_chunks()
-                    rest = rest[BATCH:]
-            if not row:  # its columns are checked all the same
-                validate(source.schema_arrow.empty_table(), "annotated", str(file))
-        except FileNotFoundError:
-            raise InputError(f"{file}: no such file; it should hold a annotated table") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file}: not a Parquet file: {error}") from None
-    if rest is not None and len(rest):
+    rest = SCHEMAS["annotated"].empty_table()
+    for table in read_batches(path, "annotated", BATCH):
+        rest = pa.concat_tables([rest, table])
+        while len(rest) >= BATCH:
+            yield rest[:BATCH].combine_chunks()
+            rest = rest[BATCH:]
+    if len(rest):
         yield rest.combine_chunks()
