@@ -156,6 +156,19 @@ def test_stage_reads_the_sections_dvc_watches(
     assert read == set(PIPELINE[script.stem]["params"])
 
 
+@pytest.mark.parametrize(
+    ("file", "function", "most"),
+    [("step", "train_step", 30), ("online", "train_online", 60), ("offline", "train_offline", 60)],
+)
+def test_the_loop_is_a_screen(file: str, function: str, most: int) -> None:
+    """Lines of the body, without the docstring."""
+    tree = ast.parse((PACKAGE / f"train/{file}.py").read_text())
+    (found,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    assert ast.get_docstring(found)
+    assert found.end_lineno is not None
+    assert found.end_lineno - found.body[0].end_lineno <= most  # type: ignore[operator]
+
+
 def test_files_are_short() -> None:
     long = {
         relative(file): lines

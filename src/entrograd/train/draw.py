@@ -80,6 +80,7 @@ class RoundDrawer:
         recipe: Recipe,
         policy: Policy,
         prompts: TrainingPrompts,
+        *,
         engine: Engine,
         annotator: Annotator,
     ) -> None:

@@ -68,21 +68,15 @@ def train_online(
     sampling, settings = params.rollout.sampling, _step_settings(params)
     stored = Rounds(resume, {"sampling": sampling.model_dump(), "engine": params.rollout.engine})
     reference = load_reference(recipe, online.reference, policy.model, online.dtype, settings)
-    scoring = Scoring(
-        policy.sampler() if processes.sharded else policy.model,
-        settings,
-        params.annotate.token_budget,
-        mini_batches.first,
-    )
+    scoring = _scoring(policy, settings, params.annotate.token_budget, mini_batches.first)
     order = PromptOrder(len(encoded), online.prompts_per_round, online.seed)
     training = TrainingPrompts(encoded, Prompts(prompts), order)
-    begun = optimizer.done // per_round
     with (
-        progress(online.rounds, "rounds", "train_online", begun) as bar,
+        progress(online.rounds, "rounds", "train_online", optimizer.done // per_round) as bar,
         _engine(params, model, policy, resume) as engine,
         _annotator(params.annotate, training, scoring, stopwatch) as annotator,
         _source(
-            RoundDrawer(params, recipe, policy, training, engine, annotator),
+            RoundDrawer(params, recipe, policy, training, engine=engine, annotator=annotator),
             stored,
             heldout,
             state,
@@ -136,6 +130,12 @@ def _step_settings(params: TrainOnlineStage) -> StepSettings:
         online.token_budget,
         online.share_prompts,
     )
+
+
+def _scoring(policy: Policy, settings: StepSettings, budget: int, first: int | None) -> Scoring:
+    """What computes old_logprobs; the first update of a round is on its `first` groups (None: all)."""
+    model = policy.sampler() if policy.processes.sharded else policy.model
+    return Scoring(model, settings, budget, first)
 
 
 def _engine(params: TrainOnlineStage, model: Path, policy: Policy, resume: Path) -> closing[Engine]:
