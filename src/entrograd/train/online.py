@@ -133,7 +133,7 @@ def _step_settings(params: TrainOnlineStage) -> StepSettings:
 
 
 def _scoring(policy: Policy, settings: StepSettings, budget: int, first: int | None) -> Scoring:
-    """What computes old_logprobs; the first update of a round is on its `first` groups (None: all)."""
+    """What computes old_logprobs; `first`: groups of a round's first update (None: all)."""
     model = policy.sampler() if policy.processes.sharded else policy.model
     return Scoring(model, settings, budget, first)
 
