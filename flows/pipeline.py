@@ -141,8 +141,8 @@ def stage_rows(states: Mapping[str, State[dvc.Outcome]]) -> list[dict[str, str |
 
 
 def accuracy_table(summary: Mapping[str, object]) -> str:
-    """results/summary.json as Markdown: accuracies with 95 % intervals, then the difference."""
-    lines = ["| model | n | accuracy | 95 % interval |", "|---|---:|---:|---|"]
+    """results/summary.json as Markdown: accuracies with their intervals, then the difference."""
+    lines = ["| model | n | accuracy | interval |", "|---|---:|---:|---|"]
     for name, row in summary.items():
         if isinstance(row, Mapping) and "accuracy" in row:
             interval = f"{row['ci_low']:.1%} to {row['ci_high']:.1%}"
@@ -151,7 +151,7 @@ def accuracy_table(summary: Mapping[str, object]) -> str:
         if isinstance(row, Mapping) and "diff" in row:
             points = (100 * row[key] for key in ("diff", "ci_low", "ci_high"))
             lines.append(
-                "\n{}: {:+.1f} points (95 % interval {:+.1f} to {:+.1f})".format(
+                "\n{}: {:+.1f} points (interval {:+.1f} to {:+.1f})".format(
                     name.replace("_", " "), *points
                 )
             )

@@ -250,7 +250,7 @@ def test_report_counts_rows_once() -> None:
     assert made["examples"][0] == {
         "benchmark": "x",
         "kind": "ngram",
-        "share": 0.5,
+        "fraction": 0.5,
         "train_row": 1,
         "train_problem": "a b c d",
         "benchmark_row": 1,

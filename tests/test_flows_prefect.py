@@ -153,9 +153,9 @@ def test_accuracy_table() -> None:
     row = {"n": 512, "accuracy": 0.3, "ci_low": 0.26, "ci_high": 0.34}
     difference = {"diff": 0.5, "ci_low": 0.451, "ci_high": 0.55}
     assert pipeline.accuracy_table({"base": row, "online_minus_base": difference}) == (
-        "| model | n | accuracy | 95 % interval |\n|---|---:|---:|---|\n"
+        "| model | n | accuracy | interval |\n|---|---:|---:|---|\n"
         "| base | 512 | 30.0% | 26.0% to 34.0% |\n\n"
-        "online minus base: +50.0 points (95 % interval +45.1 to +55.0)"
+        "online minus base: +50.0 points (interval +45.1 to +55.0)"
     )
 
 

@@ -61,15 +61,15 @@ def test_training_refuses_the_file_of_another_method(tmp_path: Path) -> None:
     file = tmp_path / "method.json"
     assert resolve(section(), file) == "gtpo (weighting: seed_grpo)"
     check_resolved(section(), file)
-    with pytest.raises(InputError, match=r"method\.json: is not .* \(components differ\); run"):
+    with pytest.raises(InputError, match=r"method\.json: is not .* \(changed: components\); run"):
         check_resolved(section(name="gtpo", weighting="seed_grpo", gtpo={"a2": 0.2}), file)
     content = json.loads(file.read_text())
     content["code"]["entrograd/methods/batch.py"] = "0" * 64
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"\(code differ\)"):
+    with pytest.raises(InputError, match=r"\(changed: code\)"):
         check_resolved(section(), file)
     file.write_text("[]")
-    with pytest.raises(InputError, match="components and estimator and code differ"):
+    with pytest.raises(InputError, match="changed: name, components, estimator, code"):
         check_resolved(section(), file)
 
 
@@ -85,5 +85,5 @@ def test_an_edit_to_the_code_between_the_two_stages_is_an_error(
         return {str(f): sha256(edited if f.name == "gtpo.py" else f) for f in files}
 
     monkeypatch.setattr("entrograd.methods.resolved.hashes_of", hashes_of)
-    with pytest.raises(InputError, match="code differ"):
+    with pytest.raises(InputError, match="changed: code"):
         check_resolved(section(), tmp_path / "method.json")

@@ -406,7 +406,7 @@ class TestHighEntropyTokens:
     def test_cut(self) -> None:
         # entropies 1..10: the .8-quantile is 8.2, so 9 and 10 stay
         batch = group([1, 0], [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
-        kept = HighEntropyTokens(share=0.2).kept_tokens(batch)
+        kept = HighEntropyTokens(fraction=0.2).kept_tokens(batch)
         assert kept.tolist() == [[False] * 5, [False, False, False, True, True]]
 
     def test_denominator_is_all_tokens(self) -> None:

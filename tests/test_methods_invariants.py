@@ -333,7 +333,9 @@ class TestInvariant5Reductions:
         self.same(choose("empo", grpo={"epsilon": 0}), choose("grpo", grpo={"epsilon": 0}), batch)
 
     def test_every_token_kept_is_dapo(self) -> None:
-        self.same(choose("high_entropy_tokens", high_entropy_tokens={"share": 1}), choose("dapo"))
+        self.same(
+            choose("high_entropy_tokens", high_entropy_tokens={"fraction": 1}), choose("dapo")
+        )
 
     @pytest.mark.parametrize("name", ["gspo", "grpo_s"])
     def test_one_token_sequences_have_token_ratios(self, name: str) -> None:

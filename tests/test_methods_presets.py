@@ -59,7 +59,7 @@ EXPECTED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "high_entropy_tokens": (
         "single high_entropy_tokens none dapo",
         "token_mean",
-        {**GRPO, "clip_high": 0.28, "share": 0.2},
+        {**GRPO, "clip_high": 0.28, "fraction": 0.2},
     ),
     "empo": ("empo grpo none grpo", "sequence_mean", GRPO),
     "seed_grpo": (

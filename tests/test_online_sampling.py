@@ -161,11 +161,11 @@ class TestFill:
         got = fill(4, [], 1.0, draw, signal, DynamicSampling())
         assert ids(got.groups) == [0, 2, 4, 5]
         assert ids(got.surplus) == [6]
-        assert got.share == pytest.approx(0.875)
+        assert got.signal_fraction == pytest.approx(0.875)
         assert place[0] == 7
         # the round after starts with what was left and draws ceil(3 / .875) = 4
         draw, signal, _ = numbered([True] * 8)
-        again = fill(4, got.surplus, got.share, draw, signal, DynamicSampling())
+        again = fill(4, got.surplus, got.signal_fraction, draw, signal, DynamicSampling())
         assert ids(again.groups) == [6, 0, 1, 2]
         assert ids(again.surplus) == [3]
         assert again.measured["groups_carried"] == 1.0
@@ -201,7 +201,7 @@ class TestFill:
         limits = DynamicSampling(max_factor=factor, newest=new)
         got: Filled = fill(wanted, carried, share, draw, signal, limits)
         assert place[0] <= factor * wanted
-        assert 0 < got.share <= 1
+        assert 0 < got.signal_fraction <= 1
         assert len(got.groups) <= wanted
         found = [*ids(carried), *(i for i in range(place[0]) if signals[i])]
         if found:

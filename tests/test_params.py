@@ -198,6 +198,7 @@ OLD = {
     "prepare.overlap.share": "prepare.decontaminate",  # the outer one is named first
     "prepare.decontaminate.share": "prepare.decontaminate.fraction",
     "method.gtpo.correction": "method.gtpo.importance_sampling",
+    "method.high_entropy_tokens.share": "method.high_entropy_tokens.fraction",
     "rollout.vllm.max_gap": "rollout.vllm.max_mismatch",
     "evaluate.bootstrap": "score.bootstrap",
     "evaluate.confidence": "score.confidence",

@@ -37,8 +37,8 @@ def rao(cluster_ids: Sequence[int], ell: Sequence[float]) -> float:
 
 def discrete(cluster_ids: Sequence[int]) -> float:
     """-sum_k (n_k / G) ln(n_k / G): rao of equally likely completions."""
-    shares = [count / len(cluster_ids) for count in Counter(cluster_ids).values()]
-    return -math.fsum(p * math.log(p) for p in shares) + 0.0
+    fractions = [count / len(cluster_ids) for count in Counter(cluster_ids).values()]
+    return -math.fsum(p * math.log(p) for p in fractions) + 0.0
 
 
 def paper(cluster_ids: Sequence[int], ell: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from entrograd.storage.tables import read_table
 
 log = logging.getLogger("entrograd")
 
-WATCHED = ("no_answer", "truncated", "timeout")  # statuses whose shares raise alarms
+WATCHED = ("no_answer", "truncated", "timeout")  # statuses whose fractions raise alarms
 
 
 class Summary(TypedDict):
@@ -116,8 +116,8 @@ def _alarms(summary: Summary) -> Iterator[tuple[str, float, int, str]]:
     and the value in words."""
     of = f"of {summary['completions']} completions are"
     for status in WATCHED:
-        share = summary["status"][status]
-        yield status, share, 1, f"{share:.1%} {of} {status}"
+        fraction = summary["status"][status]
+        yield status, fraction, 1, f"{fraction:.1%} {of} {status}"
     equal = 1 - summary["groups_with_signal"]
     mean = summary["mean_reward"]
     yield "no_signal", equal, 1, f"{equal:.1%} of groups have equal rewards (mean {mean:.3f})"

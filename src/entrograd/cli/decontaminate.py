@@ -69,7 +69,7 @@ def _as_text(report: Report) -> str:
         lines.append(f"  {name}: {counts['rows']} ({found}) of {counts['benchmark_rows']} problems")
     for example in report["examples"]:
         kind = KINDS[example["kind"]]
-        lines.append(f"{example['benchmark']}, {kind}, fraction {example['share']:.2f}:")
+        lines.append(f"{example['benchmark']}, {kind}, fraction {example['fraction']:.2f}:")
         lines.append(f"  training row {example['train_row']}: {example['train_problem']!r}")
         lines.append(f"  its row {example['benchmark_row']}: {example['benchmark_problem']!r}")
     return "\n".join(lines)

@@ -45,7 +45,7 @@ class Example(TypedDict):
 
     benchmark: str
     kind: str
-    share: float
+    fraction: float
     train_row: int | str
     train_problem: str
     benchmark_row: int
@@ -56,7 +56,7 @@ class Report(TypedDict):
     """What was found, ready for JSON."""
 
     ngram: int
-    share: float
+    fraction: float
     train_rows: int
     overlapping_rows: int
     by_benchmark: dict[str, dict[str, int]]  # `rows` are training rows that overlap it
@@ -187,7 +187,7 @@ def report(
         {
             "benchmark": name,
             "kind": match.kind,
-            "share": round(match.fraction, 4),
+            "fraction": round(match.fraction, 4),
             "train_row": place(i),
             "train_problem": problems[i],
             "benchmark_row": match.benchmark_row + 1,
@@ -198,7 +198,7 @@ def report(
     ]
     return {
         "ngram": ngram,
-        "share": fraction,
+        "fraction": fraction,
         "train_rows": len(problems),
         "overlapping_rows": len(overlapping),
         "by_benchmark": by_benchmark,

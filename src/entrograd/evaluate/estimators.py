@@ -36,13 +36,13 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> Interval:
     if n < 1 or not 0 <= correct <= n:
         raise ValueError(f"{correct} correct of {n}: need n >= 1 and 0 <= correct <= n")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = correct / n
+    fraction = correct / n
     scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
+    centre = (fraction + z * z / (2 * n)) / scale
+    half = z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n)) / scale
     low = 0.0 if correct == 0 else max(0.0, centre - half)
     high = 1.0 if correct == n else min(1.0, centre + half)
-    return Interval(share, low, high)
+    return Interval(fraction, low, high)
 
 
 def bootstrap_mean(

@@ -39,7 +39,7 @@ def diagnostics(
 
 def _reward(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
     """reward_mean, as graded; length_mean: trained tokens per completion; zero_signal_fraction:
-    share of groups whose advantages are all zero; weight_NAME: what each head weighs in the
+    fraction of groups whose advantages are all zero; weight_NAME: what each head weighs in the
     reward."""
     silent = groups.totals((advantages != 0).any(-1), batch.groups) == 0
     weights = recipe.reward.head_weights(batch.head_names)
@@ -54,10 +54,10 @@ def _reward(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, Tenso
 def _policy(
     recipe: Recipe, batch: Batch, logprobs: Tensor, advantages: Tensor
 ) -> dict[str, Tensor]:
-    """clip_low, clip_high: share of trained tokens whose ratio, the one the policy loss clips, is
-    below (above) its bound while the advantage is negative (positive), so that they give no
-    gradient. weight_capped, of a loss that clips a weight (CISPO): share of trained tokens with an
-    advantage whose weight is the bound; they keep their gradient.
+    """clip_low, clip_high: fraction of trained tokens whose ratio, the one the policy loss clips,
+    is below (above) its bound while the advantage is negative (positive), so that they give no
+    gradient. weight_capped, of a loss that clips a weight (CISPO): fraction of trained tokens with
+    an advantage whose weight is the bound; they keep their gradient.
     kl (by k3), kl_k1: KL(old || current) in nats per token, over the old policy's samples;
     kl_ref: KL(current || reference) by k3. log_ratio_max: the largest |log ratio| of a token."""
     mask = batch.completion_mask
@@ -100,9 +100,9 @@ def _prompts(recipe: Recipe, batch: Batch) -> dict[str, Tensor]:
 
 def _advantages(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, Tensor]:
     """Over tokens: advantage_correct, advantage_wrong: means; positive_correct, negative_wrong:
-    share of correct (wrong) completions' tokens, in groups whose (composed) rewards differ, whose
-    advantage has the right sign; kept_tokens: share of tokens with an advantage in those groups,
-    also where a mask leaves none; nonzero_tokens: the same over all tokens."""
+    fraction of correct (wrong) completions' tokens, in groups whose (composed) rewards differ,
+    whose advantage has the right sign; kept_tokens: fraction of tokens with an advantage in those
+    groups, also where a mask leaves none; nonzero_tokens: the same over all tokens."""
     mask, correct = batch.completion_mask, batch.correct[:, None]
     measured = {"nonzero_tokens": _token_mean((advantages != 0).double(), mask)}
     for name, chosen in (("correct", mask & correct), ("wrong", mask & ~correct)):
@@ -110,13 +110,13 @@ def _advantages(recipe: Recipe, batch: Batch, advantages: Tensor) -> dict[str, T
             measured[f"advantage_{name}"] = _token_mean(advantages.double(), chosen)
     equal = groups.all_equal(recipe.rewarded(batch).rewards, batch.groups)
     signal = mask & ~equal[:, None]
-    for name, share, chosen in (
+    for name, fraction, chosen in (
         ("positive_correct", advantages > 0, signal & correct),
         ("negative_wrong", advantages < 0, signal & ~correct),
         ("kept_tokens", advantages != 0, signal),
     ):
         if chosen.any():
-            measured[name] = _token_mean(share.double(), chosen)
+            measured[name] = _token_mean(fraction.double(), chosen)
     return measured
 
 

@@ -32,7 +32,7 @@ def check_resolved(section: MethodParams, file: Path) -> None:
         return
     changed = [key for key in now if not isinstance(there, dict) or there.get(key) != now[key]]
     raise InputError(
-        f"{file}: is not section method as it is now ({' and '.join(changed)} differ); run "
+        f"{file}: is not section method as it is now (changed: {', '.join(changed)}); run "
         f"`python stages/method.py --out {file}`, or leave --method out"
     )
 

@@ -20,6 +20,7 @@ from entrograd.params import SECTIONS, execution_keys
 RENAMED = {
     "prepare.overlap": "prepare.decontaminate",
     "prepare.decontaminate.share": "prepare.decontaminate.fraction",
+    "method.high_entropy_tokens.share": "method.high_entropy_tokens.fraction",
     "prepare.heldout_share": "prepare.heldout_fraction",
     "prepare.max_reject_share": "prepare.max_reject_fraction",
     "rollout.vllm.max_gap": "rollout.vllm.max_mismatch",

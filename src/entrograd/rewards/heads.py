@@ -1,7 +1,7 @@
 """Reward heads beside correctness: ratings of a completion's text alone, for rewards of many parts.
 
-A head is a function `(text, **options) -> share`, a number in [0, 1]; the rating is the nearest of
-five points 0, 1/4, 1/2, 3/4, 1, since ENCORE measures the entropy of discrete ratings. It knows
+A head is a function `(text, **options) -> score` in [0, 1]; the rating is the nearest of the five
+points 0, 1/4, 1/2, 3/4, 1, since ENCORE measures the entropy of discrete ratings. It knows
 neither the problem nor the accepted answers, so the same text always has the same rating.
 """
 
@@ -54,7 +54,7 @@ def brevity(text: str, *, target: int = 400, longest: int = 2000) -> float:
 
 
 def repetition(text: str, *, ngram: int = 3) -> float:
-    """The share of distinct ones among its sequences of `ngram` words; 1 where there is none."""
+    """The fraction of distinct ones among its sequences of `ngram` words; 1 where there is none."""
     if ngram < 1:
         raise ValueError(f"ngram ({ngram}) must be at least 1")
     words = text.lower().split()
@@ -63,7 +63,7 @@ def repetition(text: str, *, ngram: int = 3) -> float:
 
 
 def language(text: str, *, script: str | None = None) -> float:
-    """The share of letters that belong to `script` (LATIN, CYRILLIC, CJK, ... as Unicode names
+    """The fraction of letters that belong to `script` (LATIN, CYRILLIC, CJK, ... as Unicode names
     them; CJK holds kana too), by default to the script the text uses most. Words of one letter and
     LaTeX commands do not count; 1 without a word."""
     words = _WORD.findall(_COMMAND.sub(" ", text))
@@ -113,15 +113,15 @@ def _rate(name: str, head: Head) -> Rate:
 
     def rate(text: str) -> float:
         try:
-            share = function(text, **head.options)
+            score = function(text, **head.options)
         except Exception as error:
             raise InputError(
                 f"{where}: {type(error).__name__}: {error}, on {text!r:.200}"
             ) from error
-        good = isinstance(share, (int, float)) and math.isfinite(share) and 0 <= share <= 1
+        good = isinstance(score, (int, float)) and math.isfinite(score) and 0 <= score <= 1
         if not good:
-            raise InputError(f"{where}: a rating lies in [0, 1] (got {share!r} on {text!r:.200})")
-        return math.floor(share * 4 + 0.5) / 4
+            raise InputError(f"{where}: a rating lies in [0, 1] (got {score!r} on {text!r:.200})")
+        return math.floor(score * 4 + 0.5) / 4
 
     rate("")  # an option that is unknown or out of range shows before anything runs
     return rate

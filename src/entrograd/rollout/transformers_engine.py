@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("entrograd")
 
-# Waiting prompts are computed once this share of the rows is free: a few at a time costs more.
+# Waiting prompts are computed once this fraction of the rows is free: a few at a time costs more.
 REFILL_SHARE = 0.25
 # A stop string is looked for in the text of this many last tokens, and of its own length more.
 STOP_WINDOW = 8

@@ -111,16 +111,16 @@ class RoundDrawer:
         if dynamic is None:
             filled = Filled(sample(wanted), [], 1.0, {})
         else:
-            share = before.share if before else 1.0
+            signal_fraction = before.signal_fraction if before else 1.0
             signal = partial(has_signal, self.recipe, device=self.policy.model.device)
-            filled = fill(wanted, carried, share, sample, signal, dynamic)
+            filled = fill(wanted, carried, signal_fraction, sample, signal, dynamic)
         return Round(
             groups=filled.groups,
             measured={**self._watched(number, seen, statistics), **filled.measured},
             order=self.prompts.order.position(),
             carried=len(carried),
             surplus=filled.surplus,
-            share=filled.share,
+            signal_fraction=filled.signal_fraction,
         )
 
     def next_requests(self) -> list[Request]:

@@ -19,19 +19,19 @@ log = logging.getLogger("entrograd")
 
 @dataclass(frozen=True)
 class Filled:
-    """The groups of a round, those left over for the next, the share of drawn groups with signal
+    """The groups of a round, those left over for the next, the fraction of drawn groups with signal
     to plan the next round by, and what was measured for the curve."""
 
     groups: list[PromptGroup]
     surplus: list[PromptGroup]
-    share: float
+    signal_fraction: float
     measured: dict[str, float]
 
 
 def fill(
     wanted: int,
     carried: Sequence[PromptGroup],
-    share: float,
+    signal_fraction: float,
     draw: Callable[[int], list[PromptGroup]],
     signal: Callable[[list[PromptGroup]], list[bool]],
     params: DynamicSampling,
@@ -40,7 +40,7 @@ def fill(
 
     Args:
         carried: groups left over by the round before, `wanted` at most: they come first.
-        share: of drawn groups, the share expected to have signal, above 0.
+        signal_fraction: of drawn groups, the fraction expected to have signal, above 0.
         draw: count -> that many new groups; fewer where no prompt is left.
         signal: groups -> whether each has signal.
         params: max_factor * wanted groups are drawn at most.
@@ -51,7 +51,7 @@ def fill(
     groups, without = list(carried), list[PromptGroup]()
     limit, drawn, rounds = math.floor(params.max_factor * wanted), 0, 0
     while len(groups) < wanted and drawn < limit:
-        count = min(math.ceil((wanted - len(groups)) / share), limit - drawn)
+        count = min(math.ceil((wanted - len(groups)) / signal_fraction), limit - drawn)
         new = draw(count)
         if not new:
             break
@@ -60,8 +60,9 @@ def fill(
         without += [group for group, has in zip(new, good, strict=True) if not has]
         drawn, rounds = drawn + len(new), rounds + 1
         measured = sum(good) / len(good)
-        share = max(
-            (1 - params.newest) * share + params.newest * measured, 1 / (params.max_factor * wanted)
+        signal_fraction = max(
+            (1 - params.newest) * signal_fraction + params.newest * measured,
+            1 / (params.max_factor * wanted),
         )
         if len(new) < count:
             break
@@ -73,11 +74,11 @@ def fill(
     return Filled(
         groups=groups[:wanted] or without[:wanted],
         surplus=groups[wanted:][:wanted],
-        share=share,
+        signal_fraction=signal_fraction,
         measured={
             "groups_drawn": float(drawn),
             "groups_carried": float(len(carried)),
-            "signal_fraction": share,
+            "signal_fraction": signal_fraction,
             "draws": float(rounds),
         },
     )

@@ -109,7 +109,7 @@ class MismatchGate(Section):
 class DynamicSampling(Section):
     """DAPO's dynamic sampling (arXiv 2503.14476, Eq. 11): a step draws prompts until
     `prompts_per_round` groups have advantages, at most `max_factor` times as many prompts. How many
-    it draws at a time follows the measured share of groups with signal, the newest one weighing
+    it draws at a time follows the measured fraction of groups with signal, the newest one weighing
     `newest`. Groups too many are the next step's first."""
 
     max_factor: Annotated[float, Field(ge=1)] = 4.0

@@ -127,7 +127,7 @@ class MiniBatches:
 class Round:
     """A round before its updates: annotated groups, what was measured on them for the curve, and
     the prompt order's position after the draw. With dynamic sampling also how many of its first
-    groups the round before left, the groups it leaves itself, and the share of groups with
+    groups the round before left, the groups it leaves itself, and the fraction of groups with
     signal."""
 
     groups: list[PromptGroup]
@@ -135,7 +135,7 @@ class Round:
     order: Position
     carried: int = 0
     surplus: list[PromptGroup] = field(default_factory=list)
-    share: float = 1.0
+    signal_fraction: float = 1.0
 
 
 class Rounds:
@@ -184,7 +184,7 @@ class Rounds:
                 "order": drawn.order,
                 "carried": drawn.carried,
                 "surplus": len(drawn.surplus),
-                "share": drawn.share,
+                "signal_fraction": drawn.signal_fraction,
             },
         )
 

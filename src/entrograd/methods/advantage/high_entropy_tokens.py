@@ -1,6 +1,6 @@
 """High-entropy minority tokens (Wang et al., arXiv 2506.01939).
 
-Only the most uncertain share of tokens is trained on: the advantage is zero at the others. The
+Only the most uncertain fraction of tokens is trained on: the advantage is zero at the others. The
 cut is a quantile over all trained tokens of the optimiser batch, and the loss still divides by all
 tokens.
 """
@@ -24,10 +24,10 @@ class HighEntropyTokens(grpo.Grpo):
 
     name = "high_entropy_tokens"
     paper = "arXiv 2506.01939"
-    equation = "A_i [H_{i,t} >= (1 - share)-quantile]"
+    equation = "A_i [H_{i,t} >= (1 - fraction)-quantile]"
 
-    # Eq. 5: tokens with H >= the (1 - share)-quantile are kept
-    share: UnitFraction = 0.2
+    # Eq. 5: tokens with H >= the (1 - fraction)-quantile are kept
+    fraction: UnitFraction = 0.2
 
     @property
     def required_columns(self) -> frozenset[str]:
@@ -35,9 +35,9 @@ class HighEntropyTokens(grpo.Grpo):
         return frozenset({"entropies"})
 
     def kept_tokens(self, batch: Batch) -> Tensor:
-        """[B, T] bool: trained tokens with H_{i,t} >= the (1 - share)-quantile of the batch."""
+        """[B, T] bool: trained tokens with H_{i,t} >= the (1 - fraction)-quantile of the batch."""
         entropies, mask = batch.require("entropies").double(), batch.completion_mask
-        return mask & (entropies >= masked.quantile(entropies, mask, 1 - self.share))
+        return mask & (entropies >= masked.quantile(entropies, mask, 1 - self.fraction))
 
     def advantages(self, batch: Batch) -> Tensor:
         """[B, T] the standardised reward at the tokens kept, 0 elsewhere."""

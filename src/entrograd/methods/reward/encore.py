@@ -61,8 +61,8 @@ class Encore(RewardComposer):
                 "stage annotate measured of annotate.heads"
             )
         entropies = torch.tensor([self.entropies[name] for name in names], dtype=torch.float64)
-        shares = weights(entropies / math.log(self.log_base), self.tau)
-        return dict(zip(names, shares.tolist(), strict=True))
+        fractions = weights(entropies / math.log(self.log_base), self.tau)
+        return dict(zip(names, fractions.tolist(), strict=True))
 
     def composed(self, batch: Batch) -> Tensor:
         """[B] phi_i = sum_k w_k psi_{i,k}."""
