@@ -339,7 +339,7 @@ class TestIntervalsWithoutWidth:
         text = page(files, tmp_path / "report")
         assert text.count("+100.0 to +100.0*") == 2  # above the page, and in its table
         assert "no verdict" in text
-        assert "where all 4 differences are equal" in text
+        assert "if all 4 differences are equal" in text
         assert text.count("without width") == 1
 
     def test_of_a_benchmark(self, all_files: Inputs, tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ class TestIntervalsWithoutWidth:
         write_json(tmp_path / "benchmarks.json", benchmarks)
         text = page(all_files, tmp_path / "report")
         assert "0.0 – 0.0 %*" in text
-        assert "where all 30 means or differences are equal" in text
+        assert "if all 30 means or differences are equal" in text
 
     def test_others_have_no_note(self, all_files: Inputs, tmp_path: Path) -> None:
         assert "without width" not in page(all_files, tmp_path / "report")

@@ -35,7 +35,8 @@ TOPICS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
         "Online training",
         _TRAINED[1:],
         "train_online",
-        f"rounds prompts_per_round epochs_per_round dynamic_sampling {_TRAINING}",
+        "rounds prompts_per_round prompts_per_update epochs_per_round dynamic_sampling "
+        + _TRAINING,
     ),
     (
         "Evaluation",

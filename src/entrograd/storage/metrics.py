@@ -18,7 +18,7 @@ class Metric:
     of: a `round` metric has a value in the row of the round's first update, an `update` metric in
         every row. Both measure the policy before the update.
     meaning: one or two sentences.
-    better: what an improvement is; None where neither direction is.
+    better: what an improvement is; None if neither direction is.
     """
 
     name: str
@@ -39,7 +39,7 @@ PLACES = (
 ROUND = (
     Metric("reward_mean", "mean reward", "mean reward", "round",
            "Mean reward, as graded, of all completions the round drew; offline, of the update's "
-           "batch. With dynamic sampling this is what the policy achieves, and it is empty where"
+           "batch. With dynamic sampling this is what the policy achieves, and it is empty if"
            " the round before left enough groups and nothing was drawn.", "higher"),
     Metric("semantic_entropy", "semantic entropy", "entropy, nats", "round",
            "Mean over all groups the round drew, by the estimator rao: 0 where all completions "
@@ -78,7 +78,7 @@ UPDATE = (
     Metric("length_mean", "mean length", "tokens per completion", "update",
            "Trained tokens per completion."),
     Metric("zero_signal_fraction", "no signal", "fraction of groups", "update",
-           "Groups whose advantages are all zero, as where all rewards are equal.", "lower"),
+           "Groups whose advantages are all zero, as when all rewards are equal.", "lower"),
     Metric("kl_k1", "KL (k1)", "KL, nats per token", "update",
            "KL divergence of the trained policy from the one that drew the completions, k1 "
            "estimate."),
@@ -88,13 +88,13 @@ UPDATE = (
     Metric("log_ratio_max", "largest log-ratio", "nats", "update",
            "Largest absolute log-ratio of a token between those two policies."),
     Metric("kl_ref", "KL", "KL, nats per token", "update",
-           "KL divergence of the trained policy from the reference model, k3 estimate; where "
+           "KL divergence of the trained policy from the reference model, k3 estimate; if "
            "there is one."),
     Metric("clip_low", "below the bound", "fraction of tokens", "update",
            "Trained tokens without gradient because the ratio that the loss clips (the token's, "
            "or the sequence's in GSPO and GRPO-S) is below its bound and the advantage negative."),
     Metric("clip_high", "above the bound", "fraction of tokens", "update",
-           "The same where the ratio is above its bound and the advantage positive."),
+           "The same if the ratio is above its bound and the advantage positive."),
     Metric("weight_capped", "at the bound", "fraction of tokens", "update",
            "CISPO, in place of clip_low and clip_high: trained tokens with an advantage whose "
            "importance weight is the bound; they keep their gradient."),
@@ -128,12 +128,12 @@ UPDATE = (
            "leaves in the loss."),
     Metric("mismatch_mean", "mean", "nats", "update",
            "Mean absolute difference between a token's log-probability as the engine reported it"
-           " and as the trainer computes it; where the engine reports them.", "lower"),
+           " and as the trainer computes it; if the engine reports them.", "lower"),
     Metric("mismatch_max", "largest", "nats", "update", "The largest such difference.", "lower"),
     Metric("mismatch_kl", "KL", "KL, nats per token", "update",
            "KL divergence of the trainer's policy from the engine's, k3 estimate.", "lower"),
     Metric("mismatch_corrected", "corrected", "", "update",
-           "1 where train_online.mismatch corrected the update by importance weights, else 0."),
+           "1 if train_online.mismatch corrected the update by importance weights, else 0."),
 )
 
 SPEED = (
@@ -151,7 +151,7 @@ SPEED = (
     Metric("tokens_per_second", "tokens per second", "tokens per second", "update",
            "`tokens` per second of `seconds`.", "higher"),
     Metric("peak_memory", "peak memory", "MiB", "update",
-           "Largest memory of the process so far: of the GPU where it has one, else of the "
+           "Largest memory of the process so far: of the GPU if it has one, else of the "
            "machine.", "lower"),
 )
 # fmt: on
