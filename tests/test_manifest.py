@@ -74,6 +74,14 @@ class TestCommit:
         (project / "stages/evaluate.py").write_text("1\n")
         assert written(project)["git"] == {"commit": head, "edited": ["stages/evaluate.py"]}
 
+    def test_later_commits_of_other_files_leave_it(self, project: Path) -> None:
+        """The same code has the same manifest, so dvc.lock can be committed after a run."""
+        head = git(project, "rev-parse", "HEAD")
+        (project / "dvc.lock").write_text("stages")
+        git(project, "add", "dvc.lock")
+        git(project, "commit", "-qm", "a run")
+        assert written(project)["git"] == {"commit": head, "edited": []}
+
     def test_a_new_file_is_an_edit(self, project: Path) -> None:
         (project / "stages/a b.py").write_text("pass\n")
         made = written(project, "stages/evaluate.py", "stages/a b.py")

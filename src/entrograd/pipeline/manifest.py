@@ -20,7 +20,7 @@ from entrograd.storage.hashing import sha256
 
 
 class Code(TypedDict):
-    """The commit a stage's code is of, and which of its files were edited since."""
+    """The last commit that changed a stage's code, and which of its files were edited since."""
 
     commit: str
     edited: list[str]
@@ -86,20 +86,17 @@ def made_by(output: Path) -> str | None:
 
 
 def _git(files: list[Path]) -> Code | None:
-    """The commit and what was edited since, of these files alone; None where git is absent, or
-    knows none of them."""
+    """The last commit that changed one of these files, and those edited since; None where git is
+    absent or knows none of them. Later commits, such as that of dvc.lock, do not matter: the same
+    code has the same manifest."""
     git = ("git", "-C", str(files[0].parent))
     paths = [str(file) for file in files]
-    if not _output(*git, "ls-files", "--", *paths):
-        return None
-    commit = _output(*git, "rev-parse", "HEAD")
+    commit = _output(*git, "log", "-1", "--format=%H", "--", *paths)
     status = _output(*git, "status", "--porcelain", "-z", "--untracked-files=all", "--", *paths)
-    if commit is None or status is None:
+    if not commit or status is None:
         return None
-    return {
-        "commit": commit.strip(),
-        "edited": sorted(line[3:] for line in status.split("\0") if line),
-    }
+    edited = sorted(line[3:] for line in status.split("\0") if line)
+    return {"commit": commit.strip(), "edited": edited}
 
 
 def _output(*command: str) -> str | None:
