@@ -81,7 +81,9 @@ def test_every_output_is_there_with_a_manifest_beside_it(clone: Path) -> None:
     assert trained is not None
     assert trained["environment"]["resolved"]["device"] == ["cpu"]
     assert trained["environment"]["resolved"]["dtype"] in (["bfloat16"], ["float32"])
-    assert trained["execution"]["rollout"] == {"device": "auto", "shard_prompts": 4}
+    settings = trained["execution"]["rollout"]
+    assert isinstance(settings, dict)
+    assert settings["shard_prompts"] == 4
     timings = json.loads((clone / "results/timings.json").read_text())
     assert set(timings) == stages(clone)
 
