@@ -45,8 +45,6 @@ def environment() -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "GIT_AUTHOR_NAME": "t",
         "GIT_AUTHOR_EMAIL": "t@example.org",
-        "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z",  # equal trees are equal commits
-        "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z",
         "GIT_COMMITTER_NAME": "t",
         "GIT_COMMITTER_EMAIL": "t@example.org",
     }
@@ -80,5 +78,6 @@ def fresh_clone(folder: Path, model: Path) -> Path:
     (folder / "params.yaml").write_text(yaml.safe_dump(small_params(model), sort_keys=False))
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "start")
+    dates = [f"GIT_{who}_DATE=2026-01-01T00:00:00Z" for who in ("AUTHOR", "COMMITTER")]
+    run(folder, "env", *dates, "git", "commit", "-qm", "start")  # equal trees are equal commits
     return folder
