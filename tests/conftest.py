@@ -21,9 +21,15 @@ SLOW = {
     *("annotate_clusters", "annotate_stage", "benchmarks", "chaos", "checkpoint", "evaluate"),
     *("exactness", "extras", "flows", "flows_prefect", "lora", "overlap", "pipeline"),
     *("prepare_stage", "processes", "queries", "report", "rerun", "resolve", "resume", "rollout"),
-    *("shards", "verify_agreement", "verify_fuzz", "verify_grade", "verify_rows"),
-    *("vllm", "vllm_http"),
+    *("shards", "verify_agreement", "verify_fuzz", "verify_grade", "verify_kinds", "verify_rows"),
+    *("verify_values", "vllm", "vllm_http"),
 }
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without the slow tests their files are not even imported: DVC, Prefect and Ray take long."""
+    slow = collection_path.stem.removeprefix("test_") in SLOW
+    return True if slow and config.option.markexpr == "not slow" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
