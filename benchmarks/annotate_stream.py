@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from peak import peak_mib
 
 from entrograd.annotate.params import AnnotateParams
+from entrograd.environment import peak_mib
 from entrograd.storage.files import write_json
 from entrograd.storage.tables import write_table
 

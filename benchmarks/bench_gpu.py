@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import resource
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from work import product_rate, step_work
 
 from entrograd.data.groups import Completion, PromptGroup
+from entrograd.environment import peak_mib
 from entrograd.models.forward import completion_logprobs
 from entrograd.numerics.surrogate import clipped
 from entrograd.rollout.engine import Request
@@ -348,7 +348,7 @@ def main() -> int:
 def _peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mib()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Side:
         self.script = script
         self.process = subprocess.Popen(
             [python, str(HERE / script), json.dumps(options)],
+            env={**os.environ, "PYTHONPATH": str(HERE.parent / "src")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if not os.environ.get("VERBOSE") else None,

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from grading import SHARED, SIZE, UNFINISHED, descendants, form, group, now, problems
-from peak import peak_mib
 
 from entrograd.annotate.clusters import Group, by_answer
+from entrograd.environment import peak_mib
 from entrograd.rewards.params import GraderParams
 from entrograd.rewards.verify.grade import Grader
 from entrograd.rewards.verify.rows import grade_file

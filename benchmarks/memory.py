@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from peak import peak_mib
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from entrograd.environment import peak_mib
 from entrograd.methods.params import MethodParams
 from entrograd.storage.files import write_json
 from entrograd.storage.schemas import SCHEMAS

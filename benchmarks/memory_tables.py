@@ -18,10 +18,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from peak import peak_mib
-
 from entrograd.data.params import FileSource, PrepareParams
 from entrograd.data.prepare import prepare
+from entrograd.environment import peak_mib
 from entrograd.pipeline.rules import read
 from entrograd.pipeline.sections import Params
 from entrograd.report.browser import Inputs, report

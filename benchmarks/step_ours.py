@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peak import peak_mib
 from work import step_work
 
 from entrograd.data.groups import Completion, PromptGroup
+from entrograd.environment import peak_mib
 from entrograd.methods.params import MethodParams
 from entrograd.methods.registry import recipe
 from entrograd.models.load import load_tokenizer

@@ -15,9 +15,10 @@ os.environ.update({"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "DO_N
 
 import torch
 from datasets import Dataset
-from peak import peak_mib
 from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+
+from entrograd.environment import peak_mib
 
 # Weights' dtype and autocast. TRL's default is float32 weights under bfloat16 autocast.
 SETTINGS = {

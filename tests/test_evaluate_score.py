@@ -15,7 +15,7 @@ from entrograd.errors import InputError
 from entrograd.evaluate.params import ScoreParams
 from entrograd.evaluate.score import score
 from entrograd.pipeline import runner
-from entrograd.storage.files import read_json, write_json
+from entrograd.storage.files import read_json
 from entrograd.storage.tables import MANIFEST, shard_name, write_manifest, write_table
 from helpers.paths import ROOT
 
@@ -294,16 +294,15 @@ class TestStage:
             runpy.run_path(str(ROOT / "stages" / "score.py"), run_name="__main__")
         return int(str(ended.value.code))
 
-    def test_it_reads_samples_and_its_section_alone(
-        self,
-        folder: Folder,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
+    @pytest.fixture(autouse=True)
+    def here(self, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         write_manifest(folder.samples)
         (tmp_path / "params.yaml").write_text("score: {confidence: 0.9}\n")
+
+    def test_it_reads_samples_and_its_section_alone(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert self.run(monkeypatch, "--samples", "samples") == 0
         said = capsys.readouterr().out
         assert said.startswith("score: heldout, 6 problems: a 33.3 %, b 66.7 % (")
@@ -313,17 +312,10 @@ class TestStage:
         assert manifest["params"] == {"score": {"confidence": 0.9, "bootstrap": 10000, "seed": 0}}
 
     def test_a_changed_shard_is_named(
-        self,
-        folder: Folder,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
+        self, folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.chdir(tmp_path)
-        write_manifest(folder.samples)
         folder.add(1, "b", SOLVED["a"])
-        write_json(tmp_path / "params.yaml", {"score": {}})
         assert self.run(monkeypatch, "--samples", "samples") == 2
         said = capsys.readouterr().err
         assert "score: error: samples/shard-00001.parquet: absent or changed since" in said
-        assert not (tmp_path / "results" / "summary.json").exists()
+        assert not Path("results/summary.json").exists()

@@ -168,11 +168,17 @@ def test_addresses_and_folders_are_left_out(tmp_path: Path) -> None:
     """They are the machine's own, and may name what nobody else should read."""
     params = yaml.safe_load(SHIPPED.read_text())
     params["execution"]["rollout"]["vllm"] = {"url": "http://127.0.0.1:8000"}
+    executor = {"kind": "ray", "address": "ray://127.0.0.1:10001", "workers": 3}
+    params["execution"]["annotate"]["executor"] = executor
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     sections = read(tmp_path / "params.yaml", only("rollout", "annotate", "prepare"))
     assert sections.rollout.vllm.url  # type: ignore[attr-defined]
     settings = runner._execution(sections)
     assert "prepare" not in settings
     assert not any("127.0.0.1" in str(values) for values in settings.values())
-    assert settings["rollout"]["token_budget"] == 32768
-    assert settings["annotate"]["grader.workers"] == 2
+    rollout, annotate = settings["rollout"], settings["annotate"]
+    assert isinstance(rollout, dict)
+    assert isinstance(annotate, dict)
+    assert rollout["token_budget"] == 32768
+    assert annotate["grader.workers"] == 2
+    assert annotate["executor"] == {"kind": "ray", "workers": 3, "cpus": 1, "gpus": 0.0}

@@ -24,9 +24,10 @@ from entrograd.methods.batch import Batch, denominators
 from entrograd.methods.components import KINDS, AdvantageEstimator, Component, PolicyLoss
 from entrograd.methods.params import MethodParams
 from entrograd.methods.presets import COMPONENTS, PRESETS
-from entrograd.methods.registry import component, component_files, recipe
+from entrograd.methods.registry import component, recipe
 from entrograd.numerics import aggregate
 from entrograd.params import check
+from entrograd.pipeline.modules import reached_by_name
 from helpers.method_batches import HEADS, group, make_batch
 from helpers.paths import SHIPPED
 
@@ -323,7 +324,7 @@ class TestNewComponent:
 class TestFiles:
     def files(self, **section: Any) -> set[str]:
         root = Path(presets.__file__).parent
-        paths = component_files(check(MethodParams, section, "method"))
+        paths = reached_by_name(check(MethodParams, section, "method").modules)
         return {p.relative_to(root).as_posix() for p in paths if p.is_relative_to(root)}
 
     def test_are_those_of_the_components_in_use_and_of_what_they_import(self) -> None:

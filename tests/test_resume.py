@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,8 @@ def give_another_input(_: pytest.MonkeyPatch) -> list[str]:
 
 
 def change_the_code(patch: pytest.MonkeyPatch) -> list[str]:
-    code = fingerprint.code_of
-    patch.setattr(fingerprint, "code_of", lambda *which: code(*which) | {"entrograd/a.py": "0"})
+    hashes = fingerprint.hashes_of
+    patch.setattr(fingerprint, "hashes_of", lambda files: hashes(files) | {"entrograd/a.py": "0"})
     return []
 
 
@@ -354,14 +354,7 @@ class TestEditsWhileAStageWorks:
     def test_to_its_code_end_it_too(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        code = fingerprint.code_of
-
-        def edited() -> None:
-            monkeypatch.setattr(
-                fingerprint, "code_of", lambda *which: code(*which) | {"entrograd/a.py": "0"}
-            )
-
-        assert self.Slow(edited).start() == 2
+        assert self.Slow(lambda: change_the_code(monkeypatch)).start() == 2
         said = capsys.readouterr().err
         assert "changed while this stage was at work: the code of entrograd/a.py" in said
         assert not Path("out.txt").exists()
@@ -430,17 +423,22 @@ def test_a_script_that_runs_other_code_is_refused(
 
 def test_unfinished_work_is_keyed_by_the_code_of_its_stage() -> None:
     """Not by other stages' code, nor by the report's page."""
-    online = fingerprint.code_of(ROOT / "stages/train_online.py")
-    assert {"stages/train_online.py", "entrograd/train/step.py"} <= set(online)
+
+    def code_of(stage: str, components: Iterable[str] = ()) -> set[str]:
+        files = fingerprint.files_of(ROOT / f"stages/{stage}.py", components)
+        return set(fingerprint.hashes_of(files))
+
+    online = code_of("train_online")
+    assert {"stages/train_online.py", "entrograd/train/step.py"} <= online
     assert not [file for file in online if "/report/plots" in file or "/evaluate/ev" in file]
     chosen = MethodParams(name="gtpo", weighting="seed_grpo").modules
-    with_method = fingerprint.code_of(ROOT / "stages/train_online.py", chosen)
+    with_method = code_of("train_online", chosen)
     assert {file for file in with_method if "methods/advantage/" in file} == {
         "entrograd/methods/advantage/gtpo.py"
     }
     assert "entrograd/methods/weighting/seed_grpo.py" in with_method
     assert "entrograd/methods/loss/gspo.py" not in with_method
-    report = fingerprint.code_of(ROOT / "stages/report.py", chosen)
+    report = code_of("report", chosen)
     assert not [file for file in report if "methods/advantage/" in file]
     assert "entrograd/report/page.html.jinja" in report
     assert "entrograd/train/step.py" not in report

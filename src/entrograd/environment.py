@@ -1,4 +1,4 @@
-"""Where this process computes: the processor, the versions, and what `auto` became."""
+"""Where this process computes: the processor, the versions, what `auto` became, peak memory."""
 
 from __future__ import annotations
 
@@ -49,6 +49,13 @@ def environment() -> Environment:
         "resolved": {name: list(values) for name, values in sorted(_resolved.items())},
         "versions": versions,
     }
+
+
+def peak_mib(process: int | str = "self") -> float:
+    """MiB that a process has held at most (Linux). `resource.getrusage` says more for a process
+    whose parent was larger when it started it: a program begins with its parent's peak."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 def _processor() -> tuple[str, set[str]]:

@@ -9,8 +9,6 @@ import inspect
 import logging
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, create_model
@@ -28,7 +26,6 @@ from entrograd.methods.params import MethodParams
 from entrograd.methods.presets import CHOICES, COMPONENTS
 from entrograd.methods.recipe import Recipe
 from entrograd.params import Section, check
-from entrograd.pipeline.modules import modules
 
 log = logging.getLogger("entrograd")
 
@@ -71,14 +68,6 @@ def component(kind: type[C], name: str) -> type[C]:
     if not (inspect.isclass(found) and issubclass(found, kind)):
         raise TypeError(f"{module}:{attribute} is no {kind.__name__}")
     return found
-
-
-def component_files(section: MethodParams) -> list[Path]:
-    """The files of the four components that `section` uses, and every file of the package that they
-    import. Nothing is loaded."""
-    specs = [find_spec(name) for name in section.modules]
-    files = {Path(spec.origin) for spec in specs if spec and spec.origin}
-    return sorted(files.union(*map(modules, files)))
 
 
 def owner(key: str, names: Mapping[str, str]) -> type[Component] | None:

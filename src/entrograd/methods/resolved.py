@@ -13,8 +13,9 @@ from pathlib import Path
 
 from entrograd.errors import InputError
 from entrograd.methods.params import MethodParams
-from entrograd.methods.registry import component_files, recipe
+from entrograd.methods.registry import recipe
 from entrograd.pipeline.fingerprint import hashes_of
+from entrograd.pipeline.modules import reached_by_name
 from entrograd.storage.files import read_json, write_json
 
 
@@ -46,7 +47,7 @@ def resolved(section: MethodParams) -> dict[str, object]:
         "name": used.name,
         "components": {choice: _plain(values) for choice, values in components.items()},
         "estimator": used.estimator,
-        "code": hashes_of(component_files(section)),
+        "code": hashes_of(reached_by_name(section.modules)),
     }
     plain: dict[str, object] = json.loads(json.dumps(content))  # as it is read again
     return plain

@@ -43,7 +43,7 @@ def fingerprint(
 ) -> Fingerprint:
     """The identity of a run. `inputs`: path -> sha256; where they lie does not matter, so their
     hashes in the order of the arguments count. `roles`: which inputs were given. `code`: as
-    `code_of` tells."""
+    `hashes_of` tells."""
     known = {
         "stage": stage,
         "params": params,
@@ -147,11 +147,6 @@ def files_of(script: Path, components: Iterable[str] = ()) -> set[Path]:
     count if the stage loads them."""
     files = {script, *modules(script)}
     return files | reached_by_name(components) if LOADER in files else files
-
-
-def code_of(script: Path, components: Iterable[str] = ()) -> dict[str, str]:
-    """The hashes of `files_of`."""
-    return hashes_of(files_of(script, components))
 
 
 def hashes_of(files: Iterable[Path]) -> dict[str, str]:

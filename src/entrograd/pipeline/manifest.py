@@ -26,7 +26,7 @@ class Code(TypedDict):
     edited: list[str]
 
 
-class Manifest(TypedDict):
+class RunManifest(TypedDict):
     """The content of a run manifest. `execution`: settings that change no result. `git`: None
     where the code is not in a repository."""
 
@@ -53,7 +53,7 @@ def write_manifests(
     """Write the manifest of each output of a run. `files`: the stage's code."""
     git, here = _git(sorted(files)), environment()
     for output in outputs:
-        content: Manifest = {
+        content: RunManifest = {
             "stage": identity["stage"],
             "output_sha256": sha256(output),
             "inputs": identity["inputs"],
@@ -65,7 +65,7 @@ def write_manifests(
         write_json(manifest(output), content)
 
 
-def read_manifest(output: Path) -> Manifest | None:
+def read_manifest(output: Path) -> RunManifest | None:
     """The manifest of an output; None where there is none, or it is not of these bytes."""
     try:
         content = read_json(manifest(output))
@@ -73,7 +73,7 @@ def read_manifest(output: Path) -> Manifest | None:
         return None
     if not isinstance(content, dict) or content.get("output_sha256") != sha256(output):
         return None
-    return cast("Manifest", content)
+    return cast("RunManifest", content)
 
 
 def made_by(output: Path) -> str | None:

@@ -7,6 +7,7 @@ the lists), and unfinished work is keyed by the same ones.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -51,28 +52,30 @@ def _with_imports(files: set[Path]) -> set[Path]:
 
 def imported(file: Path) -> set[Path]:
     """The files of the package that `file` itself imports."""
-    files: set[Path] = set()
-    for node in _nodes(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                files |= _files(alias.name)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            files |= _files(node.module)
-            for alias in node.names:
-                files |= _files(f"{node.module}.{alias.name}")
-    return files - {file}
+    return set(_references(file, file.stat().st_mtime_ns)[0])
 
 
 def named(file: Path) -> set[Path]:
     """The files of the package whose modules `file` names as text, to load them when needed."""
-    texts = (
-        node.value
-        for node in _nodes(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
-    return {
-        path for text in texts if _NAME.fullmatch(text) for path in _files(text.partition(":")[0])
-    } - {file}
+    return set(_references(file, file.stat().st_mtime_ns)[1])
+
+
+@functools.cache
+def _references(file: Path, _changed: int) -> tuple[frozenset[Path], frozenset[Path]]:
+    """What `imported` and `named` tell of a file that was last changed at that time (ns)."""
+    imports: set[Path] = set()
+    texts: set[Path] = set()
+    for node in _nodes(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                imports |= _files(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            imports |= _files(node.module)
+            for alias in node.names:
+                imports |= _files(f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.Constant) and _NAME.fullmatch(str(node.value)):
+            texts |= _files(str(node.value).partition(":")[0])
+    return frozenset(imports - {file}), frozenset(texts - {file})
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:

@@ -130,10 +130,12 @@ def run_stage(
             for key, value in given.items()
         }
 
+        files = fingerprint.files_of(script, _components(given_params))
+
         def identity() -> fingerprint.Fingerprint:
             sections = read_params(arguments.params, params)
             hashes = {str(path): sha256(path) for path in read if path.exists()}
-            code = fingerprint.code_of(script, _components(sections))
+            code = fingerprint.hashes_of(file for file in files if file.exists())
             return fingerprint.fingerprint(name, sections.model_dump(), hashes, roles, code)
 
         started_with = identity()
@@ -152,8 +154,7 @@ def run_stage(
                 _check_unchanged(started_with, identity, ())
                 raise
             _check_unchanged(started_with, identity, written.values())
-            code = fingerprint.files_of(script, _components(given_params))
-            write_manifests(written.values(), started_with, _execution(given_params), code)
+            write_manifests(written.values(), started_with, _execution(given_params), files)
         seconds = time.monotonic() - start
         if timings:
             _write_timing(timings, name, seconds)
@@ -174,14 +175,18 @@ def _components(params: Section) -> list[str]:
     return method.modules if method else []
 
 
-def _execution(params: Section) -> dict[str, dict[str, object]]:
+def _execution(params: Section) -> dict[str, object]:
     """The settings of these sections that change no result, by section and dotted key: without
     addresses and folders, which are the machine's own."""
     sections = {name: execution(getattr(params, name)) for name in type(params).model_fields}
+    return {name: _public(values) for name, values in sections.items() if values}
+
+
+def _public(values: Mapping[str, object]) -> dict[str, object]:
     return {
-        name: kept
-        for name, values in sections.items()
-        if (kept := {k: v for k, v in values.items() if not k.endswith(("url", "folder"))})
+        key: _public(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if not key.endswith(("url", "address", "folder"))
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from entrograd.pipeline.manifest import Manifest, read_manifest
+from entrograd.pipeline.manifest import RunManifest, read_manifest
 
 COMMIT = 12  # hex digits that are shown
 
@@ -35,7 +35,7 @@ def origins(inputs: Iterable[Path]) -> list[Origin]:
     return [Origin(", ".join(stages), *facts) for facts, stages in runs.items()]
 
 
-def _facts(made: Manifest | None) -> tuple[str, ...]:
+def _facts(made: RunManifest | None) -> tuple[str, ...]:
     if made is None:
         return ("not known: no run manifest of these bytes beside it", "", "", "")
     git, here = made["git"], made["environment"]

@@ -6,7 +6,6 @@ import csv
 import io
 import logging
 import math
-import resource
 import statistics
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from entrograd.environment import peak_mib
 from entrograd.storage.files import append_text, write_csv
 from entrograd.storage.metrics import OF_BATCH, ordered
 
@@ -151,7 +151,7 @@ def peak_memory() -> float:
     """MiB: the most this process has had of its GPU, or without one of the machine's memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_mib()
 
 
 def _rows_until(path: Path, done: int) -> list[Row]:
